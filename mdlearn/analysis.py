@@ -1,0 +1,66 @@
+"""Quantities of a trajectory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+
+from mdlearn.trajectory import Trajectory
+
+BONDED = 1.2
+"""Atoms closer than this many sums of covalent radii share a bond in the first frame."""
+BROKEN = 1.7
+"""And the bond is broken when they are further apart than this many."""
+
+
+class Drift(NamedTuple):
+    """Straight line through the conserved energy."""
+
+    slope: float
+    """eV per atom and ps."""
+    fluctuation: float
+    """Standard deviation around the line, eV per atom."""
+
+
+class BrokenBond(NamedTuple):
+    """A bond of the first frame that a later one has not."""
+
+    frame: int
+    atoms: tuple[int, int]
+    distance: float
+    """Å, in that frame."""
+
+
+def energy_drift(trajectory: Trajectory) -> Drift:
+    """Least-squares drift of the conserved energy; zero for fewer than three frames."""
+    energy = trajectory.observable("conserved_energy") / len(trajectory.numbers)
+    time_ps = trajectory.times_fs / 1000.0
+    if len(energy) < 3:
+        return Drift(0.0, 0.0)
+    slope, offset = np.polyfit(time_ps, energy, 1)
+    return Drift(float(slope), float(np.std(energy - slope * time_ps - offset)))
+
+
+def first_broken_bond(trajectory: Trajectory) -> BrokenBond | None:
+    """The first bond to break, judged by the bonds of the first frame and by covalent radii."""
+    start = trajectory.atoms(0)
+    radii = covalent_radii[start.numbers]
+    longest = {
+        (a, b): BONDED * (covalent_radii[a] + covalent_radii[b])
+        for a in set(start.numbers)
+        for b in set(start.numbers)
+    }
+    i, j, shift = neighbor_list("ijS", start, longest)
+    limit = BROKEN * (radii[i] + radii[j])
+    for frame in range(len(trajectory)):
+        positions = trajectory.positions(frame)
+        distance = np.linalg.norm(
+            positions[j] - positions[i] + shift @ trajectory.cells(frame), axis=1
+        )
+        if (distance > limit).any():
+            worst = int(np.argmax(distance - limit))
+            return BrokenBond(frame, (int(i[worst]), int(j[worst])), float(distance[worst]))
+    return None

@@ -1,0 +1,84 @@
+"""`mdlearn info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from pydantic import Field
+
+from mdlearn.analysis import energy_drift, first_broken_bond
+from mdlearn.cli.console import out
+from mdlearn.cli.options import verb
+from mdlearn.config import Config
+from mdlearn.errors import DataError
+from mdlearn.potentials.checkpoint import load_model
+from mdlearn.trajectory import Trajectory
+
+
+class InfoConfig(Config):
+    """Options of `mdlearn info`."""
+
+    path: Path = Field(description="a model file, a run folder or a trajectory")
+
+
+def run(config: InfoConfig) -> int:
+    """Prints what a file holds."""
+    path = config.path
+    if not path.exists():
+        raise DataError(f"{path}: no such file; expected a model, a run folder or a trajectory")
+    if path.is_dir() or path.suffix == ".safetensors":
+        _model(path)
+    else:
+        _trajectory(path)
+    return 0
+
+
+def _model(path: Path) -> None:
+    model = load_model(path)
+    network = model.network
+    weights = sum(each.numel() for each in network.parameters())
+    elements = ", ".join(chemical_symbols[z] for z in network.species)
+    out.print(f"model        {model.path}; reproduces its golden structures")
+    out.print(
+        f"network      {type(network).__name__}, {weights:,} weights, cutoff {network.cutoff} Å"
+    )
+    out.print(f"elements     {elements}")
+    for name, value in model.provenance.items():
+        out.print(f"{name.replace('_', ' '):<12} {json.dumps(value, ensure_ascii=False)}")
+
+
+def _trajectory(path: Path) -> None:
+    with Trajectory(path) as trajectory:
+        formula = Formula.from_list([chemical_symbols[z] for z in trajectory.numbers])
+        times = trajectory.times_fs
+        out.print(f"trajectory   {path}: {len(trajectory)} frames of {formula:hill}")
+        out.print(f"time         {times[0] / 1000:g} to {times[-1] / 1000:g} ps")
+        for name in trajectory.observable_names:
+            values = trajectory.observable(name)
+            unit = trajectory.observable_unit(name)
+            out.print(
+                f"{name.replace('_', ' '):<17} {values.mean():.6g} ± {values.std():.3g} {unit}"
+            )
+        drift = energy_drift(trajectory)
+        out.print(f"drift        {1000 * drift.slope:+.4f} meV/atom/ps")
+        broken = first_broken_bond(trajectory)
+        out.print(f"bonds        {'none broken' if broken is None else f'broken: {broken}'}")
+        for key, value in trajectory.provenance.items():
+            out.print(f"{key:<12} {value}")
+
+
+command = verb(
+    "info",
+    InfoConfig,
+    ["path"],
+    run,
+    """Say what PATH holds: a model, a run folder or a trajectory.
+
+    \b
+    Example:
+      mdlearn info ethanol-run
+    """,
+)

@@ -1,0 +1,359 @@
+"""`mdlearn simulate`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import ase
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field
+
+from mdlearn import __version__, units
+from mdlearn.analysis import energy_drift, first_broken_bond
+from mdlearn.atoms import check_structure, read_atoms, require_species, to_system
+from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
+from mdlearn.cli.options import verb
+from mdlearn.config import Config, parse_duration, resolve
+from mdlearn.device import PRECISIONS, choose_device
+from mdlearn.errors import ModelError, UnstableError, UsageError
+from mdlearn.files import refuse_existing, sha256
+from mdlearn.integrators import (
+    Integrator,
+    State,
+    conserved_energy,
+    kinetic_energy,
+    langevin,
+    velocity_verlet,
+)
+from mdlearn.potentials.checkpoint import Model, Network, load_model
+from mdlearn.simulate import Snapshot, maxwell_boltzmann, restore, save, simulate, start
+from mdlearn.system import System
+from mdlearn.trajectory import Trajectory, TrajectoryWriter
+
+Femtoseconds = Annotated[
+    float,
+    BeforeValidator(
+        lambda text: parse_duration(text, {"fs": 1.0, "ps": 1e3, "ns": 1e6, "us": 1e9})
+    ),
+]
+OBSERVABLES = {
+    "potential_energy": "eV",
+    "kinetic_energy": "eV",
+    "conserved_energy": "eV",
+    "temperature": "K",
+}
+COMMIT_S = 2.0
+"""Seconds between commits of the trajectory; what a crash of the machine can cost."""
+
+
+class SimulateConfig(Config):
+    """Options of `mdlearn simulate`."""
+
+    model: Path | None = Field(None, description="a model file, or the run folder that holds one")
+    structure: Path | None = Field(None, description="where to start: any file that ASE reads")
+    frame: int = Field(-1, description="which structure of the file, from 0; -1 is the last")
+    resume: Path | None = Field(
+        None, description="go on with this trajectory, up to --steps or --time"
+    )
+    output: Path | None = Field(
+        None, description="trajectory [default: name of STRUCTURE + '-traj.h5']"
+    )
+    overwrite: bool = Field(False, description="replace an output that exists")
+
+    ensemble: Literal["nve", "langevin"] = Field("langevin", description="what is kept constant")
+    temperature_K: float = Field(  # noqa: N815
+        300.0,
+        ge=0,
+        alias="temperature",
+        description="of the thermostat and of the first velocities, K",
+    )
+    friction_per_ps: float = Field(5.0, ge=0, alias="friction", description="of langevin, 1/ps")
+    timestep_fs: float = Field(0.5, gt=0, le=20, alias="timestep", description="time step, fs")
+    steps: int | None = Field(None, ge=0, description="steps in all, instead of --time")
+    time_fs: Femtoseconds = Field(
+        "10ps",
+        gt=0,
+        alias="time",
+        validate_default=True,
+        description="time in all, as in 500fs, 10ps, 1ns",
+    )
+    every: int = Field(10, ge=1, description="steps between frames of the trajectory")
+
+    seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="of the network; positions, momenta and sums are float64 always"
+    )
+
+    @property
+    def target(self) -> int:
+        """The step to end at."""
+        return self.steps if self.steps is not None else round(self.time_fs / self.timestep_fs)
+
+
+class Setup(NamedTuple):
+    """A simulation that is ready to run."""
+
+    config: SimulateConfig
+    potential: Network
+    integrator: Integrator
+    snapshot: Snapshot
+    writer: TrajectoryWriter
+
+
+def run(config: SimulateConfig) -> int:
+    """Simulates, and says what came of it."""
+    with interruptible() as interruption:
+        setup = _resume(config) if config.resume else _prepare(config)
+        first = setup.snapshot.state.step
+        began = time.monotonic()
+        try:
+            last = _run(setup, interruption)
+        finally:
+            setup.writer.close()
+        _summarize(setup, last.state.step - first, time.monotonic() - began)
+    if interruption.received:
+        err.print(f"interrupted; go on with: mdlearn simulate --resume {setup.writer.path}")
+        return 128 + interruption.received
+    return 0
+
+
+def _prepare(config: SimulateConfig) -> Setup:
+    """A new simulation."""
+    if config.model is None or config.structure is None:
+        raise UsageError(
+            "expected MODEL and STRUCTURE, as in: mdlearn simulate ethanol-run start.xyz"
+        )
+    output = config.output or Path(f"{config.structure.name.split('.')[0]}-traj.h5")
+    refuse_existing(output, overwrite=config.overwrite)
+    model = load_model(config.model, PRECISIONS[config.precision])
+    atoms = _structure(config.structure, config.frame)
+    network, system = _place(model, atoms, config)
+    integrator = _integrator(config)
+    if atoms.has("momenta") and config.ensemble == "nve":
+        momenta = torch.tensor(atoms.get_momenta()).to(system.positions)
+        err.print(f"velocities  of {config.structure}")
+    else:
+        momenta = maxwell_boltzmann(system, units.kB * config.temperature_K, config.seed)
+        err.print(f"velocities  drawn at {config.temperature_K:g} K, seed {config.seed}")
+    snapshot = start(network, integrator, system, momenta)
+    config = config.model_copy(update={"output": output})
+    writer = TrajectoryWriter.create(
+        output,
+        numbers=atoms.numbers,
+        masses=atoms.get_masses(),
+        pbc=atoms.pbc,
+        observables=OBSERVABLES,
+        provenance=_provenance(config, model),
+        restart=save(snapshot),
+        overwrite=config.overwrite,
+    )
+    _append(writer, config, snapshot.state)
+    return Setup(config, network, integrator, snapshot, writer)
+
+
+def _resume(wanted: SimulateConfig) -> Setup:
+    """An old simulation, at the state of its last commit."""
+    assert wanted.resume is not None
+    with Trajectory(wanted.resume) as trajectory:
+        stored = json.loads(str(trajectory.provenance["configuration"]))
+        model_sha256 = trajectory.provenance["model_sha256"]
+        restart = trajectory.restart()
+        numbers, masses, pbc = trajectory.numbers, trajectory.masses, trajectory.pbc
+    changed = {"steps", "time_fs"} & wanted.model_fields_set
+    others = wanted.model_fields_set - changed - {"resume", "device"}
+    if others:
+        raise UsageError(
+            f"--{min(others).replace('_', '-')}: a resumed run keeps its settings; only --steps,"
+            " --time and --device can be given with --resume"
+        )
+    config = resolve(SimulateConfig, None, stored)
+    config = config.model_copy(
+        update={
+            "steps": wanted.steps if changed else config.steps,
+            "time_fs": wanted.time_fs if "time_fs" in changed else config.time_fs,
+            "device": wanted.device,
+        }
+    )
+    assert config.model is not None
+    model = load_model(config.model, PRECISIONS[config.precision])
+    if sha256(model.path) != model_sha256:
+        raise ModelError(
+            f"{model.path}: not the model that {wanted.resume} was made with (its hash differs);"
+            " put that one back, or start a new trajectory"
+        )
+    atoms = ase.Atoms(
+        numbers, restart["positions"], cell=restart["cell"][0], pbc=pbc, masses=masses
+    )
+    network, system = _place(model, atoms, config)
+    integrator = _integrator(config)
+    snapshot = restore(network, integrator, system, restart)
+    return Setup(config, network, integrator, snapshot, TrajectoryWriter.reopen(wanted.resume))
+
+
+def _structure(path: Path, frame: int) -> ase.Atoms:
+    structures = read_atoms(path)
+    if not -len(structures) <= frame < len(structures):
+        raise UsageError(
+            f"--frame {frame}: {path} has {len(structures)} structures, counted from 0"
+        )
+    return structures[frame]
+
+
+def _place(model: Model, atoms: ase.Atoms, config: SimulateConfig) -> tuple[Network, System]:
+    """Network and system on the device that was asked for, if they belong together."""
+    device = choose_device(config.device)
+    system = to_system(atoms)
+    check_structure(system, str(config.structure))
+    require_species(model.network.species, system, str(config.structure))
+    return model.network.to(device), System(*(each.to(device) for each in system))
+
+
+def _integrator(config: SimulateConfig) -> Integrator:
+    dt = config.timestep_fs * units.fs
+    if config.ensemble == "nve":
+        return velocity_verlet(dt)
+    return langevin(dt, config.temperature_K * units.kB, config.friction_per_ps / units.ps)
+
+
+def _run(setup: Setup, interruption: Interruption) -> Snapshot:
+    """Runs to the end or to an interruption; the last state is committed whatever happens."""
+    config, writer = setup.config, setup.writer
+    first, latest = setup.snapshot.state.step, setup.snapshot
+    began = committed = time.monotonic()
+
+    with Line() as line:
+
+        def observe(snapshot: Snapshot) -> bool:
+            nonlocal latest, committed
+            latest = snapshot
+            state, now = snapshot.state, time.monotonic()
+            if state.step % config.every == 0:
+                _append(writer, config, state)
+            if now - committed > COMMIT_S:
+                writer.commit(save(snapshot))
+                committed = now
+            rate = (state.step - first) / (now - began)  # steps/s
+            line.show(_progress(config, snapshot, rate))
+            return not interruption.received
+
+        try:
+            return simulate(
+                setup.potential,
+                setup.integrator,
+                setup.snapshot,
+                steps=config.target,
+                every=config.every,
+                seed=config.seed,
+                observe=observe,
+            )
+        except UnstableError as error:
+            where = f"{writer.path} holds the {latest.state.step} steps before"
+            raise UnstableError(f"{error}; {where}") from None
+        finally:
+            writer.commit(save(latest))
+
+
+def _append(writer: TrajectoryWriter, config: SimulateConfig, state: State) -> None:
+    system = state.system
+    kinetic = float(kinetic_energy(state))
+    writer.append(
+        step=state.step,
+        time_fs=state.step * config.timestep_fs,
+        positions=system.positions.cpu().numpy(),
+        velocities=(state.momenta / system.masses[:, None]).cpu().numpy(),
+        forces=state.evaluation.forces.cpu().numpy(),
+        cell=system.cell[0].cpu().numpy(),
+        observables={
+            "potential_energy": float(state.evaluation.energy),
+            "kinetic_energy": kinetic,
+            "conserved_energy": float(conserved_energy(state)),
+            "temperature": _temperature(config, kinetic, len(system.numbers)),
+        },
+    )
+
+
+def _temperature(config: SimulateConfig, kinetic: float, n_atoms: int) -> float:
+    """T = 2K / (f kB), K; the center of mass, which stays at rest in nve, does not count there."""
+    freedom = 3 * n_atoms - (3 if config.ensemble == "nve" and n_atoms > 1 else 0)
+    return 2.0 * kinetic / (freedom * units.kB)
+
+
+def _progress(config: SimulateConfig, snapshot: Snapshot, steps_per_s: float) -> str:
+    state = snapshot.state
+    n_atoms = len(state.system.numbers)
+    drift = float(conserved_energy(state) - snapshot.conserved) / n_atoms
+    done = state.step * config.timestep_fs
+    left = hms((config.target - state.step) / steps_per_s)
+    return (
+        f"{done / 1000:.2f} of {config.target * config.timestep_fs / 1000:.2f} ps |"
+        f" {_ns_per_day(config, steps_per_s):.2f} ns/day |"
+        f" {_temperature(config, float(kinetic_energy(state)), n_atoms):.0f} K |"
+        f" energy {1000 * drift:+.3f} meV/atom | {left} left"
+    )
+
+
+def _ns_per_day(config: SimulateConfig, steps_per_s: float) -> float:
+    return steps_per_s * config.timestep_fs * 86400 / 1e6
+
+
+def _provenance(config: SimulateConfig, model: Model) -> dict[str, str | int | float]:
+    return {
+        "configuration": config.model_dump_json(by_alias=True, exclude_none=True),
+        "model_sha256": sha256(model.path),
+        "mdlearn": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def _summarize(setup: Setup, steps: int, seconds: float) -> None:
+    """What a user wants to know first about the trajectory."""
+    config = setup.config
+    with Trajectory(setup.writer.path) as trajectory:
+        temperature = trajectory.observable("temperature")
+        drift = energy_drift(trajectory)
+        broken = first_broken_bond(trajectory)
+        frames, last = len(trajectory), trajectory.steps[-1]
+    rate = _ns_per_day(config, steps / seconds) if steps else 0.0
+    out.print(f"steps        {steps} in {hms(seconds)}, {rate:.3g} ns/day; now at step {last}")
+    out.print(
+        f"temperature  {np.mean(temperature):.1f} ± {np.std(temperature):.1f} K (mean, fluctuation)"
+    )
+    out.print(
+        f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
+        f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
+    )
+    if broken:
+        a, b = broken.atoms
+        out.print(
+            f"bonds        {a}-{b} broken at frame {broken.frame}: {broken.distance:.2f} Å apart"
+        )
+    else:
+        out.print("bonds        none broken")
+    out.print(f"trajectory   {setup.writer.path}, {frames} frames")
+
+
+command = verb(
+    "simulate",
+    SimulateConfig,
+    ["model", "structure"],
+    run,
+    """Run molecular dynamics of STRUCTURE with MODEL: velocity Verlet (nve) or Langevin (BAOAB).
+
+    MODEL is a file made by `mdlearn train`, or its run folder; STRUCTURE is any file that ASE
+    reads. Time step in fs, temperature in K, friction in 1/ps. The trajectory is H5MD; Ctrl-C ends
+    the run at a step that --resume goes on from.
+
+    \b
+    Examples:
+      mdlearn simulate ethanol-run start.xyz --temperature 350 --time 100ps
+      mdlearn simulate ethanol-run start.xyz --ensemble nve --timestep 0.5 --output nve.h5
+      mdlearn simulate --resume nve.h5 --time 200ps
+    """,
+)

@@ -1,0 +1,198 @@
+"""Who is near whom: a dense neighbor list, in which every pair knows its other half.
+
+`build` is eager and may look at values; everything else is fixed in shape and never synchronizes.
+The search itself is vesin's. What is ours is the layout: row n holds the neighbors of atom n, and
+`reverse` leads from each slot to the slot of the same pair seen from the other atom. So a sum over
+neighbors is `.sum(1)`, and what is usually a scatter (handing a quantity of a pair to its second
+atom) is a gather through `reverse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import vesin
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mdlearn.errors import DataError, UnstableError
+from mdlearn.system import System, split
+
+SKIN = 0.7
+"""Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
+costs little."""
+LARGEST_EXTENT = 1e5
+"""Å. The cell list ends the whole process for open systems that span ten times this."""
+
+
+class Neighbors(NamedTuple):
+    """The neighbors of every atom within `reach`, padded to K slots per atom.
+
+    A padding slot points at its own atom, is its own reverse, and its pair vector is made longer
+    than `reach` (see `pair_vectors`): to a potential it is a pair that is too far away to matter.
+    """
+
+    j: Tensor
+    """(n_atoms, K) int64, index of the neighbor."""
+    shift: Tensor
+    """(n_atoms, K, 3) lattice translations of the neighbor, in cell vectors."""
+    reverse: Tensor
+    """(n_atoms, K) int64, flat slot of the same pair seen from the neighbor; an involution."""
+    valid: Tensor
+    """(n_atoms, K) bool, False for padding."""
+    reference: Tensor
+    """(n_atoms, 3) Å, positions that the list was built from."""
+    reference_cell: Tensor
+    """(n_systems, 3, 3) Å, cells that the list was built from."""
+    reach: Tensor
+    """() Å, cutoff + skin."""
+
+
+def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -> Neighbors:
+    """Finds all pairs closer than cutoff + skin, periodic images and images of oneself included.
+
+    Args:
+        system: positions and cells; a cell may be smaller than the cutoff, atoms may lie outside
+            it.
+        cutoff: Å, distance beyond which the potential is zero.
+        skin: Å, how much further to look, so that the list stays good while atoms move by skin/2.
+        capacity: K of the list that this one replaces; the new one is no narrower, and if it must
+            be wider it grows by at least a tenth, so that shapes settle.
+
+    Raises:
+        UnstableError: a position is not finite, or an open system has flown apart.
+        DataError: a periodic system has a cell without volume.
+    """
+    parts = [_build_one(each, index, cutoff + skin) for index, each in enumerate(split(system))]
+    widest = max(1, max(each.j.shape[1] for each in parts))
+    if widest > capacity:
+        capacity = -(-max(widest, int(1.1 * capacity)) // 4) * 4
+    return concatenate(parts, capacity)
+
+
+def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
+    """Puts the lists of systems one behind another, each padded to `capacity` slots per atom."""
+    j, shift, reverse, valid = [], [], [], []
+    first = 0
+    for part in parts:
+        n, width = part.j.shape
+        own = torch.arange(first, first + n, device=part.j.device)[:, None]
+        slots = own * capacity + torch.arange(capacity, device=part.j.device)
+        atom, rank = part.reverse // max(width, 1), part.reverse % max(width, 1)
+        missing = (0, capacity - width)
+        keep = pad(part.valid, missing)
+        j.append(torch.where(keep, pad(part.j + first, missing), own))
+        reverse.append(torch.where(keep, pad((atom + first) * capacity + rank, missing), slots))
+        shift.append(pad(part.shift, (0, 0, *missing)))
+        valid.append(keep)
+        first += n
+    return Neighbors(
+        torch.cat(j),
+        torch.cat(shift),
+        torch.cat(reverse),
+        torch.cat(valid),
+        torch.cat([part.reference for part in parts]),
+        torch.cat([part.reference_cell for part in parts]),
+        parts[0].reach,
+    )
+
+
+def _build_one(system: System, index: int, reach: float) -> Neighbors:
+    """The list of a single system, exactly as wide as its busiest atom needs."""
+    positions = system.positions.detach().cpu().double().numpy()
+    cell = system.cell[0].detach().cpu().double().numpy()
+    pbc = system.pbc[0].cpu().numpy()
+    _check_geometry(positions, cell, pbc, index)
+    search = vesin.NeighborList(cutoff=reach, full_list=False)
+    i, j, shift = search.compute(positions, _complete(cell, pbc), pbc, "ijS")
+
+    # Each pair of the half list fills two slots that know each other.
+    n, pairs = len(positions), len(i)
+    source = np.concatenate([i, j]).astype(np.int64)
+    target = np.concatenate([j, i]).astype(np.int64)
+    shift = np.concatenate([shift, -shift]).reshape(-1, 3)
+    # A fixed order within each row makes sums independent of how the search walked its cells.
+    order = np.lexsort((*shift.T, target, source))
+    counts = np.bincount(source, minlength=n)
+    width = int(counts.max()) if pairs else 0
+    slot = np.empty(2 * pairs, np.int64)
+    rank = np.arange(2 * pairs) - np.repeat(np.cumsum(counts) - counts, counts)
+    slot[order] = source[order] * width + rank
+
+    def dense(values: NDArray[np.generic], fill: NDArray[np.generic]) -> Tensor:
+        flat = np.broadcast_to(fill, (n * width, *values.shape[1:])).astype(values.dtype)
+        flat[slot] = values
+        return torch.from_numpy(flat.reshape(n, width, *values.shape[1:])).to(
+            system.positions.device
+        )
+
+    partner = np.concatenate([slot[pairs:], slot[:pairs]])
+    dtype = system.positions.dtype
+    return Neighbors(
+        dense(target, np.repeat(np.arange(n), width)),
+        dense(shift, np.zeros(3)).to(dtype),
+        dense(partner, np.arange(n * width)),
+        dense(np.ones(2 * pairs, bool), np.zeros(())),
+        system.positions.detach(),
+        system.cell.detach(),
+        torch.tensor(reach, dtype=dtype, device=system.positions.device),
+    )
+
+
+def _check_geometry(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], index: int
+) -> None:
+    """Turns away what a search would answer with silence or a crash."""
+    bad = np.flatnonzero(~np.isfinite(positions).all(1))
+    if len(bad) or not np.isfinite(cell).all():
+        where = f"atom {bad[0]}" if len(bad) else "the cell"
+        raise UnstableError(
+            f"system {index}, {where}: the position is not a finite number; the forces before this"
+            " step were too large or the input was broken: use a shorter time step or relax first"
+        )
+    if not pbc.all() and np.ptp(positions, axis=0).max(initial=0.0) > LARGEST_EXTENT:
+        raise UnstableError(
+            f"system {index}: its atoms spread over more than {LARGEST_EXTENT:g} Å; the system has"
+            " blown apart: use a shorter time step or relax first"
+        )
+    if pbc.any() and abs(np.linalg.det(_complete(cell, pbc))) < 1e-6:
+        raise DataError(
+            f"system {index}: periodic, but its cell {cell.tolist()} has no volume; give a cell"
+            " with three independent vectors, or set pbc to F F F"
+        )
+
+
+def _complete(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Gives open directions a unit vector normal to the others; a periodic one stays what it is."""
+    full: NDArray[np.float64] = cell.copy()
+    for axis in np.flatnonzero(~pbc & (np.abs(cell).max(1) == 0.0)):
+        # The right singular vector of the smallest singular value is normal to all other rows.
+        full[axis] = np.linalg.svd(full)[2][-1]
+    return full
+
+
+def pair_vectors(system: System, neighbors: Neighbors) -> Tensor:
+    """Vectors from each atom to its neighbors: r[n,k] = x[j[n,k]] - x[n] + shift[n,k] @ cell.
+
+    Returns:
+        (n_atoms, K, 3) Å. Padding is longer than reach, so that a potential sees nothing there.
+    """
+    x = system.positions
+    translation = (neighbors.shift[..., None] * system.cell[system.system][:, None]).sum(2)
+    r = x[neighbors.j] - x[:, None] + translation
+    return torch.where(neighbors.valid[..., None], r, 2.0 * neighbors.reach)
+
+
+def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
+    """How far the atom that moved most has moved since the list was built, () Å.
+
+    The list holds every pair within the cutoff while this is at most skin/2 (Verlet, Phys. Rev.
+    159, 98, 1967). NaN where a position is NaN, and infinite where a cell has changed.
+    """
+    distance = (system.positions - neighbors.reference).square().sum(1).max().sqrt()
+    same_cell = (system.cell == neighbors.reference_cell).all()
+    return torch.where(same_cell, distance, torch.inf)

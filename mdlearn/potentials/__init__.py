@@ -1,0 +1,1 @@
+"""Energies of atoms, and the forces, stress and files that follow from them."""

@@ -1,0 +1,189 @@
+"""Model files: safetensors weights with a JSON header. Nothing in them is ever executed.
+
+The header says what the network is (architecture, settings, species, energies of the isolated
+atoms), where it came from, and holds a few golden structures with the energies, forces and stress
+that the network gave for them in float64 when it was saved. They are recomputed on loading: a model
+that loads is the model that was saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mdlearn.errors import ModelError
+from mdlearn.files import write_atomically
+from mdlearn.neighbors import build
+from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.schnet import SchNet
+from mdlearn.system import System
+
+FORMAT_VERSION = 1
+Network = SchNet
+NETWORKS: dict[str, type[Network]] = {"schnet": SchNet}
+"""Every architecture by the name it has on the command line and in model files."""
+UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³, positive pulls inward"}
+GOLDEN_TOLERANCE = 1e-9
+"""Relative to the largest number compared; float64 leaves about 1e-13."""
+
+
+class Model(NamedTuple):
+    """A network and what its file says of it."""
+
+    network: Network
+    provenance: dict[str, Any]
+    """Where it came from: data, labels, configuration, errors, versions."""
+    path: Path
+
+
+def save_model(
+    path: Path, network: Network, provenance: Mapping[str, Any], golden: Sequence[System]
+) -> None:
+    """Writes a model file, whole or not at all.
+
+    Args:
+        path: the file; by custom it ends in `.safetensors`.
+        network: with weights in float32 or float64; they are stored as they are.
+        provenance: where the model came from; anything that JSON can hold.
+        golden: structures for the self-test on loading.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    architecture = next(name for name, kind in NETWORKS.items() if type(network) is kind)
+    weights = {
+        name: each.detach().cpu().contiguous() for name, each in network.state_dict().items()
+    }
+    header = {
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture,
+        "settings": network.settings,
+        "species": list(network.species),
+        "reference_energies": {str(z): e for z, e in network.elements.energies().items()},
+        "units": UNITS,
+        "provenance": dict(provenance),
+    }
+    exact = _make_network(header, weights, torch.float64)
+    header["golden"] = [_describe(exact, system) for system in golden]
+    write_atomically(path, save(weights, metadata={"mdlearn": json.dumps(header)}))
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """Reads a model from its file, or from the run folder that holds one, and tests it.
+
+    Args:
+        path: a model file or a run folder.
+        dtype: the precision of the network.
+
+    Raises:
+        ModelError: no such file, not a model, damaged, made by a newer version, or the network does
+            not reproduce its golden structures.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such model; expected a file made by `mdlearn train` or its folder"
+        )
+    header, weights = _read(path)
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ModelError(
+            f"{path}: model format {version}; this version of mdlearn reads {FORMAT_VERSION}:"
+            " upgrade with `pip install -U mdlearn`"
+        )
+    try:
+        exact = _make_network(header, weights, torch.float64)
+        golden = [(each, _describe(exact, _system(each))) for each in header["golden"]]
+        network = _make_network(header, weights, dtype)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: damaged: header and weights do not fit together ({error}); use a backup"
+        ) from error
+    for index, (stored, recomputed) in enumerate(golden):
+        _compare(stored, recomputed, f"{path}, golden structure {index}")
+    return Model(network.eval(), header["provenance"], path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and weights of a model file."""
+    size = path.stat().st_size
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["mdlearn"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\\x80\\x02", b"\\x80\\x04")
+        why = (
+            "a pickle, which can run any code and is never loaded"
+            if pickled
+            else "truncated, damaged or of another kind"
+        )
+        raise ModelError(
+            f"{path}: not a model of mdlearn ({size} bytes; {why}); expected the model.safetensors"
+            " of a run of `mdlearn train`"
+        ) from error
+    return header, weights
+
+
+def _make_network(
+    header: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> Network:
+    energies = {int(z): energy for z, energy in header["reference_energies"].items()}
+    if header["architecture"] not in NETWORKS:
+        raise ValueError(f"unknown architecture {header['architecture']!r}")
+    kind = NETWORKS[header["architecture"]]
+    network = kind(tuple(header["species"]), energies, **header["settings"])
+    network.load_state_dict(weights)
+    return network.to(dtype)
+
+
+def _system(stored: Mapping[str, Any]) -> System:
+    numbers = torch.tensor(stored["numbers"])
+    return System(
+        torch.tensor(stored["positions"], dtype=torch.float64),
+        numbers,
+        torch.ones(len(numbers), dtype=torch.float64),
+        torch.tensor(stored["cell"], dtype=torch.float64)[None],
+        torch.tensor(stored["pbc"])[None],
+        torch.zeros(len(numbers), dtype=torch.int64),
+    )
+
+
+def _describe(network: Network, system: System) -> dict[str, Any]:
+    """One golden structure: geometry, and what the network says of it."""
+    evaluation = evaluate(network, system, build(system, network.cutoff))
+    periodic = bool(system.pbc.all())
+    return {
+        "numbers": system.numbers.tolist(),
+        "positions": system.positions.tolist(),
+        "cell": system.cell[0].tolist(),
+        "pbc": system.pbc[0].tolist(),
+        "energy": evaluation.energy.tolist(),
+        "forces": evaluation.forces.tolist(),
+        "stress": evaluation.stress[0].tolist() if periodic else None,
+    }
+
+
+def _compare(stored: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -> None:
+    for quantity in ("energy", "forces", "stress"):
+        if stored[quantity] is None:
+            continue
+        expected = torch.tensor(stored[quantity], dtype=torch.float64)
+        found = torch.tensor(recomputed[quantity], dtype=torch.float64)
+        error = float((found - expected).abs().max())
+        # `not <=` so that NaN is a difference.
+        if not error <= GOLDEN_TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise ModelError(
+                f"{where}: {quantity} differs by {error:.2g} from what the model gave when it was"
+                " saved; the file is damaged: use a backup or train again"
+            )

@@ -1,0 +1,68 @@
+"""From atomic energies to everything else. The only derivative of the package is taken here.
+
+A potential gives the energy of each atom as a function of pair vectors r[n,k] (from atom n to its
+k-th neighbor). One backward pass gives g = dE/dr, and with it
+
+    forces            F[n] = sum_k (g[n,k] - g.flat[reverse[n,k]])
+    atomic virials    W[n] = sum_k r[n,k] ⊗ g[n,k]
+    stress            σ = sum_n W[n] / V
+
+Newton's third law holds by construction, and a strain never has to be built: a homogeneous strain ε
+turns r into r(1 + ε), so that dE/dε = sum r ⊗ g. The sign is ASE's: σ = (1/V) dE/dε, negative for a
+system that wants to expand.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mdlearn.neighbors import Neighbors, pair_vectors
+from mdlearn.potentials.pairs import transpose_sum
+from mdlearn.system import Evaluation, System, sum_by_system, volume
+
+
+class Potential(Protocol):
+    """The contract of every potential; the implementations are modules of torch.
+
+    It sees geometry only through pair vectors, so it is invariant under translation by
+    construction. The influence of a pair goes to zero with two continuous derivatives at `cutoff`
+    and is zero beyond. An atom without neighbors has the energy of its isolated element, exactly.
+    """
+
+    cutoff: float
+    """Å."""
+    species: tuple[int, ...]
+    """Atomic numbers that it was built for."""
+
+    def __call__(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
+        """Numbers (n_atoms,) and r (n_atoms, K, 3) Å -> atomic energies (n_atoms,) eV."""
+        ...
+
+
+def evaluate(
+    potential: Potential, system: System, neighbors: Neighbors, *, create_graph: bool = False
+) -> Evaluation:
+    """Energy, forces and stress of a batch.
+
+    Args:
+        potential: gives the energy of each atom.
+        system: the batch.
+        neighbors: its pairs, up to at least the potential's cutoff.
+        create_graph: keep what is needed to differentiate the results by the potential's
+            parameters, as the loss of a training does. The results are plain numbers otherwise.
+    """
+    r = pair_vectors(system, neighbors).detach().requires_grad_()  # (n_atoms, K, 3)
+    with torch.enable_grad():
+        energies = potential(system.numbers, r, neighbors)
+        (g,) = torch.autograd.grad(energies.sum(), r, create_graph=create_graph)
+    forces = g.sum(1) - transpose_sum(g, neighbors)
+    virials = (r[..., None] * g[..., None, :]).sum(1)
+    space = volume(system)[:, None, None]
+    stress = sum_by_system(virials, system) / torch.where(space > 0.0, space, torch.nan)
+    evaluation = Evaluation(sum_by_system(energies, system), forces, stress, energies, virials)
+    if create_graph:
+        return evaluation
+    return Evaluation(*(each.detach() for each in evaluation))

@@ -1,0 +1,119 @@
+"""What every network does with pairs: hand features to neighbors, and expand distances.
+
+`gather` and its transpose are registered as operators of torch, each the other's derivative. So
+neither forward, nor forces, nor the second derivatives of training contain a scatter, and a
+compiled graph differentiates them as often as it needs. (As `autograd.Function`s they gave silently
+wrong parameter gradients inside a compiled loss that differentiates twice.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdlearn.neighbors import Neighbors
+
+
+def gather(h: Tensor, neighbors: Neighbors) -> Tensor:
+    """Features of the neighbors: h[j]. A padding slot receives its own atom's features.
+
+    Args:
+        h: (n_atoms, F).
+        neighbors: the pairs.
+
+    Returns:
+        (n_atoms, K, F).
+    """
+    gathered: Tensor = _gather(h, neighbors.j, neighbors.reverse)
+    return gathered
+
+
+def transpose_sum(g: Tensor, neighbors: Neighbors) -> Tensor:
+    """The transpose of `gather`: sum_k g.flat[reverse[n,k]], what the neighbors hold about atom n.
+
+    Args:
+        g: (n_atoms, K, F), a quantity of each pair.
+        neighbors: the pairs.
+
+    Returns:
+        (n_atoms, F).
+    """
+    total: Tensor = _gather_transpose(g, neighbors.j, neighbors.reverse)
+    return total
+
+
+@torch.library.custom_op("mdlearn::gather", mutates_args=())
+def _gather(h: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+    return h.index_select(0, j.flatten()).view(*j.shape, h.shape[1])
+
+
+@torch.library.custom_op("mdlearn::gather_transpose", mutates_args=())
+def _gather_transpose(g: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+    return g.flatten(0, 1).index_select(0, reverse.flatten()).view_as(g).sum(1)
+
+
+@_gather.register_fake
+def _(h: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+    return h.new_empty(*j.shape, h.shape[1])
+
+
+@_gather_transpose.register_fake
+def _(g: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+    return g.new_empty(g.shape[0], g.shape[2])
+
+
+def _remember_pairs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward_of_gather(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return _gather_transpose(grad.contiguous(), *ctx.saved_tensors), None, None
+
+
+def _backward_of_transpose(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return _gather(grad.contiguous(), *ctx.saved_tensors), None, None
+
+
+_gather.register_autograd(_backward_of_gather, setup_context=_remember_pairs)
+_gather_transpose.register_autograd(_backward_of_transpose, setup_context=_remember_pairs)
+
+
+def distances(r: Tensor) -> Tensor:
+    """Lengths of pair vectors, with a finite gradient also where two atoms coincide.
+
+    Args:
+        r: (n_atoms, K, 3) Å.
+
+    Returns:
+        (n_atoms, K) Å.
+    """
+    return r.square().sum(-1).clamp_min(1e-12).sqrt()
+
+
+def envelope(distance: Tensor, cutoff: float) -> Tensor:
+    """Polynomial that goes from one to zero at the cutoff with two continuous derivatives.
+
+    1 - 28 u⁶ + 48 u⁷ - 21 u⁸ for u = distance/cutoff < 1, zero beyond (Gasteiger, Groß, Günnemann,
+    ICLR 2020, eq. 8 with p = 6).
+    """
+    u = (distance / cutoff).clamp_max(1.0)
+    return 1.0 + u**6 * (-28.0 + u * (48.0 - 21.0 * u))
+
+
+class GaussianBasis(nn.Module):
+    """Gaussians of a distance on an even grid: exp(-(d - μ_g)² / 2δ²), μ_g = gδ.
+
+    Schütt et al., NeurIPS 2017, section 4.1 (with a width tied to the spacing δ).
+    """
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.centers: Tensor
+        self.register_buffer("centers", torch.linspace(0.0, cutoff, size), persistent=False)
+        self.coefficient = -0.5 * ((size - 1) / cutoff) ** 2
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(n_atoms, K) Å -> (n_atoms, K, size)."""
+        return torch.exp(self.coefficient * (distance[..., None] - self.centers).square())

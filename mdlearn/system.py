@@ -1,0 +1,113 @@
+"""A batch of atomic systems, flat: one row per atom, whichever system it belongs to.
+
+With it stands what a potential says of such a batch, since potentials give it and integrators take
+it, and neither knows the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class System(NamedTuple):
+    """One or many systems of atoms. Never changed in place; `_replace` makes a new one.
+
+    Cell vectors are rows, so that `fractional @ cell` is a position (the convention of ASE). A
+    system that is open in a direction may carry any cell vector there; nothing reads it but the
+    volume.
+    """
+
+    positions: Tensor
+    """(n_atoms, 3) Å, not wrapped into the cell."""
+    numbers: Tensor
+    """(n_atoms,) int64, atomic numbers."""
+    masses: Tensor
+    """(n_atoms,) u."""
+    cell: Tensor
+    """(n_systems, 3, 3) Å, rows are cell vectors; zeros where there is none."""
+    pbc: Tensor
+    """(n_systems, 3) bool, along which cell vectors the system repeats."""
+    system: Tensor
+    """(n_atoms,) int64, ascending: the system that each atom belongs to."""
+
+
+class Evaluation(NamedTuple):
+    """What a potential says of a batch of systems."""
+
+    energy: Tensor
+    """(n_systems,) eV."""
+    forces: Tensor
+    """(n_atoms, 3) eV/Å."""
+    stress: Tensor
+    """(n_systems, 3, 3) eV/Å³, ASE's sign; NaN for a system without a volume."""
+    energies: Tensor
+    """(n_atoms,) eV, share of each atom."""
+    virials: Tensor
+    """(n_atoms, 3, 3) eV, change of the energy as the pair vectors of one atom are strained."""
+
+
+def concatenate(systems: Sequence[System]) -> System:
+    """Puts systems (or batches) one behind another into one batch."""
+    first = 0
+    index = []
+    for each in systems:
+        index.append(each.system + first)
+        first += each.cell.shape[0]
+    return System(
+        torch.cat([each.positions for each in systems]),
+        torch.cat([each.numbers for each in systems]),
+        torch.cat([each.masses for each in systems]),
+        torch.cat([each.cell for each in systems]),
+        torch.cat([each.pbc for each in systems]),
+        torch.cat(index),
+    )
+
+
+def split(system: System) -> list[System]:
+    """Takes a batch apart into its systems; the inverse of `concatenate`. Looks at values."""
+    sizes = torch.bincount(system.system, minlength=system.cell.shape[0]).tolist()
+    positions = torch.split(system.positions, sizes)
+    numbers = torch.split(system.numbers, sizes)
+    masses = torch.split(system.masses, sizes)
+    return [
+        System(
+            positions[i],
+            numbers[i],
+            masses[i],
+            system.cell[i : i + 1],
+            system.pbc[i : i + 1],
+            torch.zeros_like(numbers[i]),
+        )
+        for i in range(len(sizes))
+    ]
+
+
+def sum_by_system(values: Tensor, system: System) -> Tensor:
+    """Sums a quantity of atoms over each system.
+
+    A product with the membership matrix, not a scatter: the same bits every time on every device,
+    and differentiable as often as anyone likes.
+
+    Args:
+        values: (n_atoms, ...).
+        system: the batch that the atoms belong to.
+
+    Returns:
+        (n_systems, ...).
+    """
+    n_systems = system.cell.shape[0]
+    if n_systems == 1:
+        return values.sum(0, keepdim=True)
+    members = torch.arange(n_systems, device=values.device)[:, None] == system.system
+    flat = values.reshape(values.shape[0], -1)
+    return (members.to(values.dtype) @ flat).reshape(n_systems, *values.shape[1:])
+
+
+def volume(system: System) -> Tensor:
+    """Volume of each cell in Å³, (n_systems,); zero for a system without a cell."""
+    determinant: Tensor = torch.linalg.det(system.cell)
+    return determinant.abs()

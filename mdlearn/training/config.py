@@ -1,0 +1,85 @@
+"""What can be said about a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mdlearn.config import Config, parse_duration
+
+Minutes = Annotated[
+    float,
+    BeforeValidator(lambda text: parse_duration(text, {"s": 1 / 60, "min": 1.0, "h": 60.0})),
+]
+
+
+class TrainConfig(Config):
+    """Options of `mdlearn train`."""
+
+    frames: Path = Field(description="labelled structures: extended XYZ or anything ASE reads")
+    valid: Path | None = Field(
+        None, description="frames to validate on; dealt from FRAMES if absent"
+    )
+    test: Path | None = Field(None, description="frames to report errors on at the end")
+    isolated_atoms: Path | None = Field(
+        None, description="single-atom frames with their energies; least squares without"
+    )
+    output: Path | None = Field(None, description="run folder [default: name of FRAMES + '-run']")
+    overwrite: bool = Field(False, description="replace an output that exists")
+
+    energy_key: str | None = Field(
+        None, description="key of the energy in eV [default: as ASE reads it]"
+    )
+    forces_key: str | None = Field(None, description="key of the forces in eV/Å")
+    stress_key: str | None = Field(
+        None, description="key of the stress in eV/Å³, positive pulls inward"
+    )
+    energy_only: bool = Field(False, description="accept frames without forces")
+    skip_bad: bool = Field(
+        False, description="leave out frames that fail a check, instead of stopping"
+    )
+    valid_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of FRAMES to validate on when --valid is absent"
+    )
+
+    model: Literal["schnet"] = Field("schnet", description="the network")
+    cutoff_A: float = Field(5.0, gt=0.5, le=20, alias="cutoff", description="how far atoms see, Å")  # noqa: N815
+    features: int = Field(128, ge=1, description="width of the network")
+    interactions: int = Field(3, ge=1, description="interaction blocks of the network")
+    radial: int | None = Field(
+        None, ge=2, description="radial functions [default: 10 per Å of cutoff]"
+    )
+
+    budget_min: Minutes = Field(
+        "30min",
+        gt=0,
+        alias="budget",
+        validate_default=True,
+        description="how long to train, as in 90s, 30min, 2h",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the frames, instead of --budget"
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many epochs without progress [default: a third of all]",
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="frames per step [default: about 100 atoms]"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="largest step size of the optimizer")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the running average of the weights")
+    energy_weight: float = Field(
+        1.0, ge=0, description="weight of the energy per atom in the loss, at first"
+    )
+    forces_weight: float = Field(
+        1.0, ge=0, description="weight of the force components in the loss"
+    )
+    stress_weight: float = Field(1.0, ge=0, description="weight of the virial per atom in the loss")
+
+    seed: int = Field(0, ge=0, description="of initial weights, split and order of frames")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    precision: Literal["float32", "float64"] = Field("float32", description="of the network")
