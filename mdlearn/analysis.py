@@ -16,6 +16,9 @@ BROKEN = 1.7
 """And the bond is broken when they are further apart than this many."""
 
 
+FRAMES_AT_ONCE = 256
+
+
 class Drift(NamedTuple):
     """Straight line through the conserved energy."""
 
@@ -48,19 +51,20 @@ def first_broken_bond(trajectory: Trajectory) -> BrokenBond | None:
     """The first bond to break, judged by the bonds of the first frame and by covalent radii."""
     start = trajectory.atoms(0)
     radii = covalent_radii[start.numbers]
-    longest = {
-        (a, b): BONDED * (covalent_radii[a] + covalent_radii[b])
-        for a in set(start.numbers)
-        for b in set(start.numbers)
+    elements = set(start.numbers.tolist())
+    bonded = {
+        (a, b): BONDED * (covalent_radii[a] + covalent_radii[b]) for a in elements for b in elements
     }
-    i, j, shift = neighbor_list("ijS", start, longest)
+    i, j, shift = neighbor_list("ijS", start, bonded)
     limit = BROKEN * (radii[i] + radii[j])
-    for frame in range(len(trajectory)):
-        positions = trajectory.positions(frame)
-        distance = np.linalg.norm(
-            positions[j] - positions[i] + shift @ trajectory.cells(frame), axis=1
-        )
-        if (distance > limit).any():
-            worst = int(np.argmax(distance - limit))
-            return BrokenBond(frame, (int(i[worst]), int(j[worst])), float(distance[worst]))
+    for first in range(0, len(trajectory), FRAMES_AT_ONCE):
+        chosen = slice(first, first + FRAMES_AT_ONCE)
+        positions, cells = trajectory.positions(chosen), trajectory.cells(chosen)
+        bonds = positions[:, j] - positions[:, i] + shift @ cells  # (n_frames, n_bonds, 3)
+        distance = np.linalg.norm(bonds, axis=2)
+        broken = np.argwhere(distance > limit)
+        if len(broken):
+            frame, bond = broken[0]
+            atoms = (int(i[bond]), int(j[bond]))
+            return BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
     return None

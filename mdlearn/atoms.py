@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,23 +126,27 @@ def read_frames(
         DataError: see `read_atoms` and `check_structure`; or a label is missing in some frames or
             is not finite.
     """
-    structures = read_atoms(path)
-    isolated = [len(atoms) == 1 for atoms in structures]
-    molecules = [atoms for atoms, single in zip(structures, isolated, strict=True) if not single]
-    keys = _find_keys(
-        molecules or structures, str(path), (energy_key, forces_key, stress_key), energy_only
-    )
-    frames = []
-    for index, atoms in enumerate(structures):
+    sound: list[tuple[str, ase.Atoms, System]] = []
+    for index, atoms in enumerate(read_atoms(path)):
         name = f"{path}:{index}"
-        try:
+        with _tolerating(skip_bad):
             system = to_system(atoms)
             check_structure(system, name)
+            sound.append((name, atoms, system))
+    # A single atom has no forces worth naming, so it does not decide which labels there are.
+    labelled = [each for each in sound if len(each[1]) > 1] or sound
+    names, structures = [each[0] for each in labelled], [each[1] for each in labelled]
+    keys = _find_keys(structures, names, (energy_key, forces_key, stress_key), energy_only)
+    frames = []
+    for name, atoms, system in sound:
+        with _tolerating(skip_bad):
             frames.append(Frame(name, system, _labels(atoms, keys, name)))
-        except DataError:
-            if not skip_bad:
-                raise
     return frames, keys
+
+
+def _tolerating(bad: bool) -> AbstractContextManager[None]:
+    """Swallows what is wrong with a frame, or does not."""
+    return suppress(DataError) if bad else nullcontext()
 
 
 def to_system(atoms: ase.Atoms) -> System:
@@ -211,7 +216,7 @@ def require_species(species: Sequence[int], system: System, name: str) -> None:
 
 def _find_keys(
     structures: Sequence[ase.Atoms],
-    name: str,
+    names: Sequence[str],
     wanted: tuple[str | None, str | None, str | None],
     energy_only: bool,
 ) -> Keys:
@@ -224,14 +229,14 @@ def _find_keys(
     def require(key: str, label: str) -> str:
         missing = [index for index, atoms in enumerate(structures) if _lookup(atoms, key) is None]
         if missing:
-            some = ", ".join(f"{name}:{index}" for index in missing[:5])
+            some = ", ".join(names[index] for index in missing[:5])
             first = structures[missing[0]]
             results = first.calc.results if first.calc else {}
             found = sorted({*first.info, *first.arrays, *results} - {"numbers", "positions"})
             allow = ", or --energy-only to train on energies alone" if label == "forces" else ""
             raise DataError(
-                f"{name}: no {label} under the key '{key}' in {len(missing)} of {len(structures)}"
-                f" frames ({some}{', ...' if len(missing) > 5 else ''}); keys found there:"
+                f"{names[missing[0]]}: no {label} under the key '{key}' in {len(missing)} of"
+                f" {len(structures)} frames ({some}{', ...' if len(missing) > 5 else ''}); keys found there:"
                 f" {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
             )
         return key

@@ -38,14 +38,14 @@ class MDLearnCalculator(Calculator):
         model: str | Path,
         *,
         device: str = "auto",
-        precision: str = "float32",
+        precision: str = "mixed",
     ) -> None:
         """Loads a model.
 
         Args:
             model: a model file, or the run folder that holds one.
             device: auto, cpu or cuda.
-            precision: of the network, float32 or float64; positions and sums are float64 always.
+            precision: mixed (float32 network, float64 positions and sums) or float64.
 
         Raises:
             ModelError: the model cannot be read.

@@ -19,6 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mdlearn.errors import UsageError
 
 
+PRECISION = "mixed: float32 network, float64 positions, momenta and sums; or float64 throughout"
+"""What the option `precision` of every verb means."""
+
+
 class Config(BaseModel):
     """Base of the configurations of the verbs."""
 

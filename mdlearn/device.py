@@ -6,7 +6,10 @@ import torch
 
 from mdlearn.errors import ResourceError
 
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+FEW_PAIRS = 4000
+"""Pairs up to which one thread is as fast as two, and far faster where cores are shared."""
+PRECISIONS = {"mixed": torch.float32, "float64": torch.float64}
+"""Of the network. Positions, momenta and sums are float64 in both."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,3 +23,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     return torch.device(name)
+
+
+def choose_threads(pairs: int) -> None:
+    """Leaves torch one thread where an evaluation has too few pairs to share out.
+
+    Small operations end sooner than a second thread wakes up; and when another program holds its
+    core, every operation waits for it (a factor of ten and more, measured).
+    """
+    if pairs <= FEW_PAIRS:
+        torch.set_num_threads(1)

@@ -193,8 +193,8 @@ def _check_energy(state: State, conserved: Tensor) -> None:
     if not abs(float(drift[worst])) <= LARGEST_DRIFT:
         raise UnstableError(
             f"step {state.step}: the conserved energy has moved by {float(drift[worst]):.2g} eV per"
-            f" atom (limit {LARGEST_DRIFT}); the time step is too long, or the atoms have"
-            " gone where the model was never trained: halve --timestep, or add such frames to the training"
+            f" atom (limit {LARGEST_DRIFT}); the time step is too long, or the atoms"
+            " have gone where the model was never trained: halve --timestep, or add such frames"
         )
 
 

@@ -12,7 +12,7 @@ from mdlearn.atoms import read_frames, require_species
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
 from mdlearn.cli.train import add_errors, error_table
-from mdlearn.config import Config
+from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.training.dataset import make_example, to
@@ -30,7 +30,7 @@ class EvaluateConfig(Config):
     energy_only: bool = Field(False, description="accept frames without forces")
     json_: bool = Field(False, alias="json", description="print JSON")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    precision: Literal["float32", "float64"] = Field("float32", description="of the network")
+    precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
 
 
 def run(config: EvaluateConfig) -> int:

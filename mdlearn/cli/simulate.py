@@ -18,8 +18,8 @@ from mdlearn.analysis import energy_drift, first_broken_bond
 from mdlearn.atoms import check_structure, read_atoms, require_species, to_system
 from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
-from mdlearn.config import Config, parse_duration, resolve
-from mdlearn.device import PRECISIONS, choose_device
+from mdlearn.config import PRECISION, Config, parse_duration, resolve
+from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.integrators import (
@@ -86,9 +86,7 @@ class SimulateConfig(Config):
 
     seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    precision: Literal["float32", "float64"] = Field(
-        "float32", description="of the network; positions, momenta and sums are float64 always"
-    )
+    precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
 
     @property
     def target(self) -> int:
@@ -224,6 +222,7 @@ def _integrator(config: SimulateConfig) -> Integrator:
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     """Runs to the end or to an interruption; the last state is committed whatever happens."""
     config, writer = setup.config, setup.writer
+    choose_threads(setup.snapshot.neighbors.j.numel())
     first, latest = setup.snapshot.state.step, setup.snapshot
     began = committed = time.monotonic()
 

@@ -8,6 +8,7 @@ that loads is the model that was saved.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def save_model(
     }
     header = {
         "format_version": FORMAT_VERSION,
+        "weights_sha256": _hash(weights),
         "architecture": architecture,
         "settings": network.settings,
         "species": list(network.species),
@@ -100,6 +102,11 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
             f"{path}: model format {version}; this version of mdlearn reads {FORMAT_VERSION}:"
             " upgrade with `pip install -U mdlearn`"
         )
+    if header.get("weights_sha256") != _hash(weights):
+        raise ModelError(
+            f"{path}: damaged: the weights ({path.stat().st_size} bytes) do not have the hash that"
+            " the header names; use a backup or train again"
+        )
     try:
         exact = _make_network(header, weights, torch.float64)
         golden = [(each, _describe(exact, _system(each))) for each in header["golden"]]
@@ -133,6 +140,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             " of a run of `mdlearn train`"
         ) from error
     return header, weights
+
+
+def _hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(weights[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _make_network(

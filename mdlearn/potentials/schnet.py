@@ -128,7 +128,7 @@ class SchNet(nn.Module):
         for interaction in self.interactions:
             h = h + interaction(h, basis, smooth, neighbors)
 
-        energy = self._read(h) - self._read(self.embedding)[index]  # (n_atoms,)
+        energy = self._read(h) - self._read(self.embedding[index])  # (n_atoms,)
         return self.elements.reference_energies(index) + self.scale * energy.double()
 
     def _read(self, h: Tensor) -> Tensor:

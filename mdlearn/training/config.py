@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mdlearn.config import Config, parse_duration
+from mdlearn.config import PRECISION, Config, parse_duration
 
 Minutes = Annotated[
     float,
@@ -46,14 +46,14 @@ class TrainConfig(Config):
 
     model: Literal["schnet"] = Field("schnet", description="the network")
     cutoff_A: float = Field(5.0, gt=0.5, le=20, alias="cutoff", description="how far atoms see, Å")  # noqa: N815
-    features: int = Field(128, ge=1, description="width of the network")
+    features: int = Field(64, ge=1, description="width of the network")
     interactions: int = Field(3, ge=1, description="interaction blocks of the network")
     radial: int | None = Field(
-        None, ge=2, description="radial functions [default: 10 per Å of cutoff]"
+        None, ge=2, description="radial functions [default: 5 per Å of cutoff]"
     )
 
     budget_min: Minutes = Field(
-        "30min",
+        "20min",
         gt=0,
         alias="budget",
         validate_default=True,
@@ -82,4 +82,4 @@ class TrainConfig(Config):
 
     seed: int = Field(0, ge=0, description="of initial weights, split and order of frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    precision: Literal["float32", "float64"] = Field("float32", description="of the network")
+    precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)

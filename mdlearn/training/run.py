@@ -16,7 +16,7 @@ import torch
 import mdlearn
 from mdlearn.atoms import Frame, Keys, read_frames
 from mdlearn.config import to_toml
-from mdlearn.device import PRECISIONS, choose_device
+from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import DataError, OutputError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
 from mdlearn.potentials.checkpoint import load_model, save_model
@@ -139,6 +139,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
     data = read_data(config)
     torch.manual_seed(config.seed)
     examples = [make_example(frame, config.cutoff_A) for frame in data.train]
+    choose_threads(data.batch_size * max(each.neighbors.j.numel() for each in examples))
     network = make_network(config, data, examples).to(device, PRECISIONS[config.precision])
     averaged = copy.deepcopy(network)
     make_run_folder(folder, overwrite=config.overwrite)
@@ -188,7 +189,7 @@ def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -
         cutoff=config.cutoff_A,
         features=config.features,
         interactions=config.interactions,
-        radial=config.radial or round(10 * config.cutoff_A),
+        radial=config.radial or max(8, round(5 * config.cutoff_A)),
         average_neighbors=average_neighbors(examples),
         scale=force_scale(data.train),
     )

@@ -1,0 +1,5 @@
+"""`python -m mdlearn`."""
+
+from mdlearn.cli import main
+
+main()

@@ -1,0 +1,39 @@
+"""What all tests share: asserts that explain themselves, one thread, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported anywhere: small tensors gain nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+pytest.register_assert_rewrite("checks")
+
+from checks import crystal, molecule, random_schnet
+
+from mdlearn.atoms import to_system
+from mdlearn.potentials.checkpoint import save_model
+
+settings.register_profile("mdlearn", deadline=None, max_examples=10, derandomize=True)
+settings.load_profile("mdlearn")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of a small random network, for all tests that only read it."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    network = random_schnet(scale=0.5)
+    golden = [to_system(molecule()), to_system(crystal())]
+    save_model(path, network, {"data": "random weights"}, golden)
+    return path

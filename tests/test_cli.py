@@ -1,0 +1,355 @@
+"""The verbs as a user meets them: the main job, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+
+from mdlearn import Trajectory, cli
+
+FRAME = """3
+Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.5 pbc="F F F"
+O 0.00 0.00 0.00 0.1 0.0 0.0
+H 0.96 0.00 0.00 -0.1 0.0 0.0
+H 0.00 0.96 0.00 0.0 0.0 0.0
+"""
+PERIODIC = 'Lattice="8 0 0 0 8 0 0 0 8" pbc="T T T"'
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a verb in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["mdlearn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        output = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few frames of ethanol, and a model hastily trained on them."""
+    folder = tmp_path_factory.mktemp("work")
+    frames = ase.io.read(str(files("mdlearn.data") / "ethanol.xyz"), ":24")
+    ase.io.write(folder / "frames.xyz", frames)
+    ase.io.write(folder / "start.xyz", frames[0])
+    train = [
+        "train",
+        "frames.xyz",
+        "--epochs",
+        "20",
+        "--patience",
+        "20",
+        "--features",
+        "16",
+        "--output",
+        "run",
+    ]
+    subprocess.run([sys.executable, "-m", "mdlearn", *train], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory beside the frames and the model."""
+    for name in ("frames.xyz", "start.xyz", "run"):
+        (tmp_path / name).symlink_to(work / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def outputs(folder: Path) -> set[str]:
+    """What is in a folder that was not there at first."""
+    return {each.name for each in folder.iterdir()} - {"frames.xyz", "start.xyz", "run", "bad.xyz"}
+
+
+class TestTrain:
+    def test_leaves_model_configuration_and_metrics(self, work: Path) -> None:
+        assert {each.name for each in (work / "run").iterdir()} == {
+            "config.toml",
+            "metrics.csv",
+            "model.safetensors",
+        }
+        assert len((work / "run" / "metrics.csv").read_text().splitlines()) == 1 + 20
+
+    def test_configuration_gives_the_same_model(self, here: Path, run: Run) -> None:
+        again = (here / "run" / "config.toml").read_text().replace('"run"', '"again"')
+        (here / "again.toml").write_text(again)
+        assert run("train", "--config", "again.toml")[0] == 0
+        first, second = (
+            np.genfromtxt(here / name / "metrics.csv", delimiter=",", names=True)
+            for name in ("run", "again")
+        )
+        assert first["valid_loss"].tolist() == second["valid_loss"].tolist()
+
+    def test_learns(self, work: Path) -> None:
+        metrics = np.genfromtxt(work / "run" / "metrics.csv", delimiter=",", names=True)
+        assert metrics["valid_loss"][-1] < 0.9 * metrics["valid_loss"][0]
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("", ["empty"]),
+            (FRAME + FRAME[:-30], ["bad.xyz:1", "cannot be read"]),
+            (FRAME + FRAME.replace("H 0.96", "Qq 0.96"), ["bad.xyz:1", "Qq"]),
+            (FRAME + FRAME.replace("H 0.96", "X 0.96"), ["bad.xyz:1", "atom 1", "dummy"]),
+            (FRAME + FRAME.replace("-1.5", "nan"), ["bad.xyz:1", "energy", "nan"]),
+            (FRAME + FRAME.replace("-0.1", "nan"), ["bad.xyz:1", "atom 1", "forces", "nan"]),
+            (FRAME + FRAME.replace("H 0.96", "H nan"), ["bad.xyz:1", "atom 1", "position"]),
+            (FRAME + FRAME.replace("H 0.96", "H 0.01"), ["bad.xyz:1", "0.010 Å", "atoms 0"]),
+            (FRAME + "0\n\n", ["bad.xyz:1", "no atoms"]),
+            (FRAME, ["1 usable", "at least two"]),
+            (
+                FRAME + FRAME.replace("forces", "REF_forces").replace("energy", "REF_energy"),
+                ["REF_energy", "bad.xyz:1", "--energy-key"],
+            ),
+            (2 * FRAME.replace(":forces:R:3", ":force:R:3"), ["force", "--forces-key"]),
+            (
+                FRAME + FRAME.replace('pbc="F F F"', PERIODIC.replace("8", "0")),
+                ["bad.xyz:1", "volume"],
+            ),
+            ("not a structure\n", ["cannot be read"]),
+        ],
+        ids=lambda each: each[0] if isinstance(each, list) else "",
+    )
+    def test_bad_frames(self, here: Path, run: Run, content: str, said: list[str]) -> None:
+        (here / "bad.xyz").write_text(content)
+        code, out, err = run("train", "bad.xyz", "--epochs", "1")
+        assert code == 3
+        assert all(each in err for each in said), err
+        assert err.count("\n") == 1  # one line, no traceback
+        assert not out
+        assert not outputs(here)
+
+    def test_missing_file(self, here: Path, run: Run) -> None:
+        code, _, err = run("train", "nowhere.xyz")
+        assert code == 3
+        assert "nowhere.xyz: no such file" in err
+
+    def test_other_keys_when_named(self, here: Path, run: Run) -> None:
+        renamed = FRAME.replace("forces", "REF_forces").replace("energy", "REF_energy")
+        (here / "bad.xyz").write_text(2 * renamed)
+        keys = ["--energy-key", "REF_energy", "--forces-key", "REF_forces"]
+        code, _, err = run("train", "bad.xyz", "--epochs", "1", *keys)
+        assert code == 0
+        assert "energy from 'REF_energy', forces from 'REF_forces'" in err
+
+    def test_bad_frames_are_left_out_if_so_asked(self, here: Path, run: Run) -> None:
+        (here / "bad.xyz").write_text(2 * FRAME + FRAME.replace("-1.5", "nan"))
+        code, _, err = run("train", "bad.xyz", "--epochs", "1", "--skip-bad")
+        assert code == 0
+        assert "1 to train, 1 to validate" in err
+
+    def test_existing_output_is_not_touched(self, here: Path, run: Run) -> None:
+        before = (here / "run" / "model.safetensors").read_bytes()
+        code, _, err = run("train", "frames.xyz", "--epochs", "1", "--output", "run")
+        assert code == 6
+        assert "run: already exists" in err
+        assert "--overwrite" in err
+        assert (here / "run" / "model.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("cutof = 4.0", "did you mean 'cutoff'?"),
+            ("cutoff = -4.0", "--cutoff"),
+            ("cutoff = nan", "--cutoff"),
+            ("budget = '5 parsecs'", "units s, min, h"),
+            ("cutoff", "not TOML"),
+        ],
+    )
+    def test_bad_configuration(self, here: Path, run: Run, line: str, said: str) -> None:
+        (here / "bad.toml").write_text(line)
+        code, _, err = run("train", "frames.xyz", "--config", "bad.toml")
+        assert code == 2
+        assert said in err
+        assert outputs(here) == {"bad.toml"}
+
+    def test_gpu_that_is_not_there(self, here: Path, run: Run) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            assert run("evaluate", "run", "frames.xyz", "--device", "cuda")[0] == 0
+            return
+        code, _, err = run("train", "frames.xyz", "--device", "cuda")
+        assert code == 7
+        assert "no GPU" in err
+
+
+class TestEvaluate:
+    def test_errors_are_those_of_a_plain_loop(self, here: Path, run: Run) -> None:
+        from mdlearn import MDLearnCalculator
+
+        code, out, _ = run("evaluate", "run", "frames.xyz", "--json")
+        assert code == 0
+        found = json.loads(out)
+        calculator = MDLearnCalculator(here / "run")
+        energies, forces = [], []
+        for atoms in ase.io.read(here / "frames.xyz", ":"):
+            labels = atoms.calc.results
+            energies.append(calculator.get_potential_energy(atoms) - labels["energy"])
+            forces.append(calculator.get_forces(atoms) - labels["forces"])
+        assert found["energy_mae_meV"] == pytest.approx(1e3 * np.abs(energies).mean(), rel=1e-6)
+        assert found["forces_mae_meV_per_A"] == pytest.approx(1e3 * np.abs(forces).mean(), rel=1e-6)
+        rmse = 1e3 * np.sqrt(np.square(forces).mean())
+        assert found["forces_rmse_meV_per_A"] == pytest.approx(rmse, rel=1e-6)
+
+    def test_unknown_element(self, here: Path, run: Run) -> None:
+        (here / "bad.xyz").write_text(FRAME.replace("O 0.00", "Si 0.00"))
+        code, _, err = run("evaluate", "run", "bad.xyz")
+        assert code == 4
+        assert "bad.xyz:0: atom 0 is Si; the model was trained on H, C, O" in err
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"\x80\x04model"])
+    def test_files_that_are_no_models(self, here: Path, run: Run, content: bytes) -> None:
+        (here / "bad.safetensors").write_bytes(content)
+        code, _, err = run("evaluate", "bad.safetensors", "frames.xyz")
+        assert code == 4
+        assert "bad.safetensors: not a model" in err
+
+
+class TestSimulate:
+    @pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+    def test_resumed_run_has_the_same_bits(self, here: Path, run: Run, ensemble: str) -> None:
+        settings = ["simulate", "run", "start.xyz", "--ensemble", ensemble]
+        assert run(*settings, "--steps", 60, "--output", "whole.h5")[0] == 0
+        assert run(*settings, "--steps", 30, "--output", "split.h5")[0] == 0
+        assert run("simulate", "--resume", "split.h5", "--steps", 60)[0] == 0
+        with Trajectory("whole.h5") as whole, Trajectory("split.h5") as split:
+            assert whole.steps.tolist() == split.steps.tolist() == list(range(0, 61, 10))
+            assert np.array_equal(whole.positions(slice(None)), split.positions(slice(None)))
+            assert np.array_equal(whole.velocities(slice(None)), split.velocities(slice(None)))
+
+    def test_summary_says_what_happened(self, here: Path, run: Run) -> None:
+        code, out, err = run("simulate", "run", "start.xyz", "--time", "20fs", "--every", "5")
+        assert code == 0
+        assert "steps        40 in" in out
+        assert "start-traj.h5, 9 frames" in out
+        assert "drawn at 300 K, seed 0" in err
+        code, out, _ = run("info", "start-traj.h5")
+        assert code == 0
+        assert "9 frames of C2H6O" in out
+        code, out, _ = run("info", "run")
+        assert code == 0
+        assert "H, C, O" in out
+
+    @pytest.mark.parametrize(
+        ("content", "code", "said"),
+        [
+            (FRAME.replace("O 0.00", "Si 0.00"), 4, "atom 0 is Si"),
+            (FRAME.replace("H 0.96", "H 0.01"), 3, "0.010 Å apart"),
+            (FRAME.replace("H 0.96", "H nan"), 3, "atom 1 has the position"),
+            (FRAME.replace('pbc="F F F"', PERIODIC.replace("8", "0")), 3, "no volume"),
+            ("", 3, "empty"),
+        ],
+    )
+    def test_bad_structures(self, here: Path, run: Run, content: str, code: int, said: str) -> None:
+        (here / "bad.xyz").write_text(content)
+        found, _, err = run("simulate", "run", "bad.xyz", "--steps", "10")
+        assert found == code
+        assert said in err
+        assert not outputs(here)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--steps", "-1"],
+            ["--timestep", "nan"],
+            ["--timestep", "-0.5"],
+            ["--temperature", "-1"],
+            ["--temperature", "inf"],
+            ["--time", "10"],
+            ["--time", "10 parsecs"],
+            ["--frame", "7"],
+            ["--ensemble", "nvt"],
+            ["--every", "0"],
+        ],
+        ids=" ".join,
+    )
+    def test_bad_options(self, here: Path, run: Run, options: list[str]) -> None:
+        code, _, err = run("simulate", "run", "start.xyz", *options)
+        assert code == 2
+        assert options[0] in err
+        assert not outputs(here)
+
+    def test_zero_steps_and_zero_temperature(self, here: Path, run: Run) -> None:
+        code, out, _ = run("simulate", "run", "start.xyz", "--steps", "0", "--temperature", "0")
+        assert code == 0
+        assert "1 frames" in out
+
+    def test_existing_trajectory_is_not_touched(self, here: Path, run: Run) -> None:
+        (here / "start-traj.h5").write_text("precious")
+        code, _, err = run("simulate", "run", "start.xyz", "--steps", "10")
+        assert code == 6
+        assert "start-traj.h5: already exists" in err
+        assert (here / "start-traj.h5").read_text() == "precious"
+
+    def test_explosion_is_explained_and_what_was_done_is_kept(self, here: Path, run: Run) -> None:
+        options = ["--timestep", "15", "--steps", "2000", "--every", "1"]
+        code, _, err = run("simulate", "run", "start.xyz", *options)
+        assert code == 5
+        assert "step" in err
+        assert "--timestep" in err
+        with Trajectory("start-traj.h5") as trajectory:
+            assert np.isfinite(trajectory.positions(slice(None))).all()
+
+    def test_cell_smaller_than_the_cutoff(self, here: Path, run: Run) -> None:
+        small = 'Lattice="3.1 0 0 0 3.1 0 0 0 3.1" pbc="T T T"'
+        (here / "small.xyz").write_text(FRAME.replace('pbc="F F F"', small))
+        code, out, _ = run("simulate", "run", "small.xyz", "--steps", "10")
+        assert code == 0
+        assert "2 frames" in out
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_signal_ends_in_a_state_to_go_on_from(
+        self, here: Path, run: Run, number: signal.Signals, code: int
+    ) -> None:
+        verb = ["simulate", "run", "start.xyz", "--steps", "1000000", "--every", "5"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mdlearn", *verb], stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (here / "start-traj.h5").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "mdlearn simulate --resume start-traj.h5" in err
+        with Trajectory("start-traj.h5") as trajectory:
+            last = int(trajectory.restart()["step"])
+            assert trajectory.steps[-1] == last - last % 5
+        assert run("simulate", "--resume", "start-traj.h5", "--steps", last + 5)[0] == 0
+
+
+def test_help_has_examples_and_starts_without_torch(run: Run) -> None:
+    for verb in cli.VERBS:
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert f"mdlearn {verb}" in out
+    code = "import sys, mdlearn.cli; sys.exit('torch' in sys.modules or 'ase' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_verb(run: Run) -> None:
+    code, _, err = run("simulat")
+    assert code == 2
+    assert "simulat" in err

@@ -1,0 +1,303 @@
+"""The driver: blocks, rebuilds and restarts may not be seen in the trajectory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ase
+import numpy as np
+import pytest
+import torch
+from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal, molecule, random_schnet
+from oracles import LennardJones, rebuild_every_step
+from torch import Tensor, nn
+
+from mdlearn import simulate as driver
+from mdlearn.atoms import to_system
+from mdlearn.errors import UnstableError
+from mdlearn.integrators import (
+    Integrator,
+    State,
+    conserved_energy,
+    kinetic_energy,
+    langevin,
+    velocity_verlet,
+)
+from mdlearn.neighbors import SKIN, build
+from mdlearn.potentials.evaluate import evaluate
+from mdlearn.simulate import Snapshot, maxwell_boltzmann, noise, restore, save, simulate, start
+from mdlearn.system import System, concatenate
+from mdlearn.units import fs, kB, ps
+
+INTEGRATORS = {
+    "nve": velocity_verlet(0.5 * fs),
+    "langevin": langevin(0.5 * fs, 600.0 * kB, 10.0 / ps),
+}
+every_ensemble = pytest.mark.parametrize("ensemble", INTEGRATORS)
+
+
+def potential() -> LennardJones:
+    return LennardJones(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF).double()
+
+
+def hot_start(integrator: Integrator, network: nn.Module | None = None) -> Snapshot:
+    """A crystal so hot that the list must be rebuilt every few steps."""
+    system = to_system(crystal())
+    momenta = maxwell_boltzmann(system, 900.0 * kB, seed=5)
+    return start(network or potential(), integrator, system, momenta)
+
+
+def go(
+    snapshot: Snapshot,
+    integrator: Integrator,
+    steps: int,
+    *,
+    network: nn.Module | None = None,
+    every: int = 10,
+    seed: int = 3,
+    observe: Callable[[Snapshot], bool] = lambda _: True,
+) -> Snapshot:
+    return simulate(
+        network or potential(),
+        integrator,
+        snapshot,
+        steps=steps,
+        every=every,
+        seed=seed,
+        observe=observe,
+    )
+
+
+def bits(state: State) -> list[bytes]:
+    system, momenta, evaluation, bath, step = state
+    tensors = [system.positions, system.cell, momenta, bath, *evaluation]
+    return [each.numpy().tobytes() for each in tensors] + [str(step).encode()]
+
+
+def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """Counts the calls of a function of the driver."""
+    calls: list[int] = []
+    original = getattr(driver, name)
+
+    def counted(*arguments: Any, **keywords: Any) -> object:
+        calls.append(1)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(driver, name, counted)
+    return calls
+
+
+@every_ensemble
+def test_is_the_plain_loop(ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    integrator = INTEGRATORS[ensemble]
+    rebuilds = count(monkeypatch, "build")
+    first = hot_start(integrator)
+    last = go(first, integrator, 120).state
+
+    def draw(step: int) -> Tensor:
+        return noise(3, step, integrator.draws, first.state.momenta)
+
+    expected = rebuild_every_step(potential(), integrator, first.state, 120, draw)
+    assert len(rebuilds) > 3
+    assert last.step == expected.step == 120
+    assert (last.system.positions - first.state.system.positions).norm(dim=1).max() > SKIN
+    assert (last.system.positions - expected.system.positions).abs().max() < 1e-9
+    assert (last.momenta - expected.momenta).abs().max() < 1e-9
+    assert abs(conserved_energy(last) - conserved_energy(expected)) < 1e-9
+
+
+@every_ensemble
+def test_blocks_are_not_seen(ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    integrator = INTEGRATORS[ensemble]
+    ends = []
+    for largest in (1, 3, 64, 1000):
+        monkeypatch.setattr(driver, "LARGEST_BLOCK", largest)
+        ends.append(go(hot_start(integrator), integrator, 150, every=50).state)
+    for end in ends[1:]:
+        assert (end.system.positions - ends[0].system.positions).abs().max() < 1e-9
+        assert (end.bath - ends[0].bath).abs().max() < 1e-9
+
+
+@every_ensemble
+def test_redone_blocks_change_no_bit(ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one list serves throughout, neither blocks nor what was thrown away can be seen."""
+    integrator = INTEGRATORS[ensemble]
+    first = hot_start(integrator)
+    wide = build(first.state.system, CUTOFF, 30.0)
+    monkeypatch.setattr(driver, "build", lambda *_: wide)
+    first = first._replace(neighbors=wide)
+    ends = {}
+    for largest, fail_every in ((1, 10**9), (16, 10**9), (64, 3), (64, 2)):
+        monkeypatch.setattr(driver, "LARGEST_BLOCK", largest)
+        calls = [0]
+
+        def moved(
+            system: System, _: object, n: int = fail_every, calls: list[int] = calls
+        ) -> Tensor:
+            calls[0] += 1
+            far = SKIN if calls[0] % (7 * n) == 0 else 0.0
+            return torch.full((), far, dtype=torch.float64)
+
+        monkeypatch.setattr(driver, "moved_since_build", moved)
+        steps = [0]
+
+        def step(*arguments: Any, steps: list[int] = steps) -> State:
+            steps[0] += 1
+            return integrator.step(*arguments)
+
+        last = go(first, integrator._replace(step=step), 100, every=100)
+        ends[largest, fail_every] = bits(last.state)
+        assert (steps[0] > 100) == (fail_every < 10**9)
+    assert len({tuple(each) for each in ends.values()}) == 1
+
+
+@every_ensemble
+@pytest.mark.parametrize("network", ["toy", "schnet"])
+def test_split_run_is_the_unbroken_run(
+    ensemble: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = potential() if network == "toy" else random_schnet(scale=0.5)
+    integrator = INTEGRATORS[ensemble]
+    rebuilds = count(monkeypatch, "build")
+    first = hot_start(integrator, chosen)
+    steps = 60 if network == "schnet" else 150
+    unbroken = go(first, integrator, steps, network=chosen)
+    assert len(rebuilds) > 2
+    snapshot = first
+    for end in range(10, steps + 1, 10):
+        snapshot = go(snapshot, integrator, end, network=chosen)
+        # Through a file, as a restart goes; elements and masses come from elsewhere.
+        file = io.BytesIO()
+        np.savez(file, **save(snapshot))
+        file.seek(0)
+        with np.load(file) as saved:
+            snapshot = restore(chosen, integrator, to_system(crystal(seed=9)), saved)
+    assert bits(snapshot.state) == bits(unbroken.state)
+    assert torch.equal(snapshot.conserved, unbroken.conserved)
+    assert snapshot.block == unbroken.block
+    assert snapshot.neighbors.j.shape == unbroken.neighbors.j.shape
+
+
+def test_observer_decides_when_to_stop() -> None:
+    integrator = INTEGRATORS["nve"]
+    seen: list[int] = []
+
+    def observe(snapshot: Snapshot) -> bool:
+        seen.append(snapshot.state.step)
+        return snapshot.state.step < 45
+
+    last = go(hot_start(integrator), integrator, 100, every=15, observe=observe)
+    assert seen == [15, 30, 45]
+    assert last.state.step == 45
+    assert go(last, integrator, 45).state.step == 45  # nothing left to do
+
+
+def test_observed_states_are_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written down is the potential at the positions that are written down."""
+    integrator = INTEGRATORS["langevin"]
+    rebuilds = count(monkeypatch, "build")
+
+    def observe(snapshot: Snapshot) -> bool:
+        state = snapshot.state
+        fresh = evaluate(potential(), state.system, build(state.system, CUTOFF))
+        assert (fresh.forces - state.evaluation.forces).abs().max() < 1e-12
+        assert abs(fresh.energy - state.evaluation.energy) < 1e-9
+        assert not torch.equal(snapshot.conserved, state.evaluation.energy)
+        return True
+
+    go(hot_start(integrator), integrator, 60, every=1, observe=observe)
+    assert len(rebuilds) > 2
+
+
+def test_noise_depends_on_seed_and_step_alone() -> None:
+    like = torch.zeros(4, 3, dtype=torch.float64)
+    before = torch.get_rng_state()
+    first = noise(1, 7, 2, like)
+    assert first.shape == (2, 4, 3)
+    noise(1, 8, 1, like)
+    torch.manual_seed(99)
+    assert torch.equal(noise(1, 7, 2, like), first)
+    others = [noise(seed, step, 2, like) for seed, step in ((1, 8), (2, 7), (7, 1), (17, 0))]
+    assert all((other - first).abs().min() > 0.0 for other in others)
+    torch.set_rng_state(before)
+    noise(1, 7, 2, like)
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's generator is touched
+    assert noise(1, 7, 0, like).shape == (0, 4, 3)
+    single = noise(1, 7, 2, like.float())
+    assert single.dtype == torch.float32
+    assert torch.equal(single, first.float())
+
+
+def test_too_large_a_step_names_step_and_atom() -> None:
+    system = to_system(molecule())
+    momenta = torch.zeros_like(system.positions)
+    momenta[5, 1] = system.masses[5] * 0.4 / (0.5 * fs)  # 0.4 Å in a single step
+    integrator, network = INTEGRATORS["nve"], random_schnet(scale=0.1)
+    with pytest.raises(UnstableError, match=r"step 1: atom 5 moved 0\.\d\d Å in one step"):
+        go(start(network, integrator, system, momenta), integrator, 100, network=network)
+
+
+def test_blow_up_is_an_error() -> None:
+    integrator = velocity_verlet(40.0 * fs)
+    with pytest.raises(UnstableError, match=r"step \d+: .*--timestep"):
+        go(hot_start(integrator), integrator, 1000)
+
+
+def test_forces_that_are_no_numbers_are_an_error() -> None:
+    class Broken(LennardJones):
+        def forward(self, numbers: Tensor, r: Tensor, neighbors: Any) -> Tensor:
+            energies = super().forward(numbers, r, neighbors)
+            return energies * torch.where(numbers == 8, torch.nan, 1.0)
+
+    broken = Broken(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF).double()
+    integrator = INTEGRATORS["nve"]
+    snapshot = hot_start(integrator, broken)
+    with pytest.raises(UnstableError, match=r"step 1: atom \d moved inf"):
+        go(snapshot, integrator, 100, network=broken)
+
+
+def test_energy_that_leaves_its_value_is_an_error() -> None:
+    integrator, network = INTEGRATORS["nve"], potential()
+
+    def deepen(snapshot: Snapshot) -> bool:
+        if snapshot.state.step == 20:
+            network.epsilon.data *= -40.0
+        return True
+
+    with pytest.raises(UnstableError, match=r"step (21|30): .*conserved energy.*eV per atom"):
+        go(hot_start(integrator, network), integrator, 100, network=network, observe=deepen)
+
+
+def test_conserved_energy_is_conserved() -> None:
+    for integrator in INTEGRATORS.values():
+        first = hot_start(integrator)
+        last = go(first, integrator, 300)
+        per_atom = float((conserved_energy(last.state) - last.conserved).abs()) / 8
+        assert per_atom < 2e-3
+        assert torch.equal(last.conserved, conserved_energy(first.state))
+        exchanged = float((last.state.evaluation.energy - first.state.evaluation.energy).abs())
+        assert exchanged > 0.05
+
+
+def test_maxwell_boltzmann() -> None:
+    n = 4000
+    parts = [
+        to_system(ase.Atoms(f"H{n}O{n}")),
+        to_system(ase.Atoms("CO")),
+        to_system(ase.Atoms("H")),
+    ]
+    batch = concatenate(parts)
+    momenta = maxwell_boltzmann(batch, 0.04, seed=1)
+    for index in range(3):
+        assert momenta[batch.system == index].sum(0).abs().max() < 1e-10
+    for chosen in (slice(0, n), slice(n, 2 * n)):
+        scaled = momenta[chosen].square() / batch.masses[chosen, None]
+        assert abs(float(scaled.mean()) / 0.04 - 1.0) < 4.0 * (2.0 / (3 * n)) ** 0.5
+    assert torch.equal(momenta, maxwell_boltzmann(batch, 0.04, seed=1))
+    assert not torch.equal(momenta, maxwell_boltzmann(batch, 0.04, seed=2))
+    assert maxwell_boltzmann(batch, 0.0, seed=1).abs().max() == 0.0
+    integrator = INTEGRATORS["nve"]
+    state = hot_start(integrator).state
+    assert float(kinetic_energy(state)) > 0.1
