@@ -236,8 +236,8 @@ def _find_keys(
             allow = ", or --energy-only to train on energies alone" if label == "forces" else ""
             raise DataError(
                 f"{names[missing[0]]}: no {label} under the key '{key}' in {len(missing)} of"
-                f" {len(structures)} frames ({some}{', ...' if len(missing) > 5 else ''}); keys found there:"
-                f" {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
+                f" {len(structures)} frames ({some}{', ...' if len(missing) > 5 else ''}); keys found"
+                f" there: {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
             )
         return key
 

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mdlearn.errors import UsageError
 
-
 PRECISION = "mixed: float32 network, float64 positions, momenta and sums; or float64 throughout"
 """What the option `precision` of every verb means."""
 

@@ -6,7 +6,6 @@ to make its network, and inherits them all. Also here: the systems that everythi
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -391,6 +390,5 @@ class PotentialChecks(ABC):
 
 def is_power(steps: list[float], errors: list[float], order: float, tolerance: float) -> bool:
     """Whether errors fall as steps**order between each two neighboring steps."""
-    pairs = zip(zip(steps, errors, strict=True), zip(steps[1:], errors[1:], strict=True))
-    slopes = [math.log(b[1] / a[1]) / math.log(b[0] / a[0]) for a, b in pairs]
-    return all(abs(slope - order) < tolerance for slope in slopes)
+    slopes = np.diff(np.log(errors)) / np.diff(np.log(steps))
+    return bool((abs(slopes - order) < tolerance).all())

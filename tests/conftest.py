@@ -15,10 +15,10 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("checks")
 
-from checks import crystal, molecule, random_schnet
+from checks import crystal, molecule, random_schnet  # noqa: E402
 
-from mdlearn.atoms import to_system
-from mdlearn.potentials.checkpoint import save_model
+from mdlearn.atoms import to_system  # noqa: E402
+from mdlearn.potentials.checkpoint import save_model  # noqa: E402
 
 settings.register_profile("mdlearn", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("mdlearn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ase
@@ -12,7 +13,7 @@ import torch
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
-from checks import SYSTEMS, crystal, every_crystal, every_system, evaluate_atoms, molecule, slab
+from checks import SYSTEMS, crystal, evaluate_atoms, every_crystal, every_system, molecule, slab
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,12 +110,11 @@ def test_list_is_kept_while_it_is_good(
 
 
 @given(st.lists(st.integers(0, 7), min_size=2, max_size=8), st.integers(0, 1000))
-def test_what_came_before_is_not_seen(changes: list[int], seed: int) -> None:
+def test_what_came_before_is_not_seen(model_path: Path, changes: list[int], seed: int) -> None:
     """Any sequence of moves, elements, cells and boundary conditions against a fresh calculator."""
-    path = test_what_came_before_is_not_seen.path  # type: ignore[attr-defined]
     rng = np.random.default_rng(seed)
     atoms = crystal()
-    used = MDLearnCalculator(path, device="cpu", precision="float64")
+    used = MDLearnCalculator(model_path, device="cpu", precision="float64")
     for change in changes:
         if change < 3:
             atoms.positions += rng.uniform(-1, 1, (len(atoms), 3)) * (0.05, 0.2, 1.0)[change]
@@ -130,14 +130,9 @@ def test_what_came_before_is_not_seen(changes: list[int], seed: int) -> None:
             atoms = atoms[rng.permutation(len(atoms))]
         atoms.calc = used
         found = atoms.get_potential_energy(), atoms.get_forces()
-        atoms.calc = MDLearnCalculator(path, device="cpu", precision="float64")
+        atoms.calc = MDLearnCalculator(model_path, device="cpu", precision="float64")
         assert found[0] == pytest.approx(atoms.get_potential_energy(), rel=1e-13)
         np.testing.assert_allclose(found[1], atoms.get_forces(), rtol=0.0, atol=1e-11)
-
-
-@pytest.fixture(autouse=True)
-def _path_for_hypothesis(model_path: Path) -> None:
-    test_what_came_before_is_not_seen.path = model_path  # type: ignore[attr-defined]
 
 
 def test_unknown_element_is_an_error(calculator: MDLearnCalculator) -> None:
@@ -152,7 +147,7 @@ def test_unknown_element_is_an_error(calculator: MDLearnCalculator) -> None:
 @pytest.mark.parametrize("make", [molecule, slab])
 @pytest.mark.parametrize("before", [False, True])
 def test_stress_without_a_volume_is_an_error(
-    calculator: MDLearnCalculator, make: object, before: bool
+    calculator: MDLearnCalculator, make: Callable[[], ase.Atoms], before: bool
 ) -> None:
     atoms = make()
     atoms.calc = calculator

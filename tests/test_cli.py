@@ -193,6 +193,20 @@ class TestTrain:
         assert code == 7
         assert "no GPU" in err
 
+    def test_interrupted_training_keeps_the_best_model(self, here: Path, run: Run) -> None:
+        train = ["train", "frames.xyz", "--epochs", "1000000", "--features", "8", "--output", "cut"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mdlearn", *train], stdout=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (here / "cut" / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "model in cut/model.safetensors" in out
+        assert run("evaluate", "cut", "frames.xyz")[0] == 0
+
 
 class TestEvaluate:
     def test_errors_are_those_of_a_plain_loop(self, here: Path, run: Run) -> None:

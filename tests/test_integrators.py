@@ -8,7 +8,7 @@ import ase
 import numpy as np
 import pytest
 import torch
-from checks import is_power, molecule, random_schnet
+from checks import compiler, is_power, molecule, random_schnet
 from oracles import LennardJones, well
 from torch import nn
 
@@ -189,3 +189,24 @@ def test_conserved_energy_of_langevin_is_of_second_order(kT: float) -> None:  # 
         exchanged.append(float(last.bath.abs().mean()))
     assert min(exchanged) > 10.0 * max(errors)
     assert is_power(steps, errors, order=2.0, tolerance=0.3)
+
+
+@pytest.mark.parametrize("name", ["velocity verlet", "langevin"])
+def test_compiled_step_is_eager(name: str) -> None:
+    """One graph without a break, whichever step it is."""
+    dt, potential, system = 1.0 * fs, lennard_jones(), cluster()
+    integrator = velocity_verlet(dt)
+    if name == "langevin":
+        integrator = langevin(dt, 300.0 * kB, 5.0 / ps)
+    forces = bound_forces(potential, system)
+    momenta = maxwell_boltzmann(system, 300.0 * kB, seed=6)
+    start = integrator.init(system, momenta, forces)
+    expected = run(integrator, start, forces, 4)
+    with compiler() as compiled:
+        step = compiled(lambda state, noise: integrator.step(state, forces, noise))
+        found = run(integrator._replace(step=lambda s, _, n: step(s, n)), start, forces, 4)
+    for one, other in zip(found, expected, strict=True):
+        assert one.step == other.step
+        assert (one.system.positions - other.system.positions).abs().max() < 1e-13
+        assert (one.momenta - other.momenta).abs().max() < 1e-12
+        assert abs(one.bath - other.bath) < 1e-12

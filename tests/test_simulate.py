@@ -125,7 +125,7 @@ def test_redone_blocks_change_no_bit(ensemble: str, monkeypatch: pytest.MonkeyPa
     """While one list serves throughout, neither blocks nor what was thrown away can be seen."""
     integrator = INTEGRATORS[ensemble]
     first = hot_start(integrator)
-    wide = build(first.state.system, CUTOFF, 30.0)
+    wide = build(first.state.system, CUTOFF, 1.5)
     monkeypatch.setattr(driver, "build", lambda *_: wide)
     first = first._replace(neighbors=wide)
     ends = {}
@@ -258,16 +258,30 @@ def test_forces_that_are_no_numbers_are_an_error() -> None:
         go(snapshot, integrator, 100, network=broken)
 
 
-def test_energy_that_leaves_its_value_is_an_error() -> None:
-    integrator, network = INTEGRATORS["nve"], potential()
+class Shifted(LennardJones):
+    """Its energy can be moved while it is used, which no force notices."""
 
-    def deepen(snapshot: Snapshot) -> bool:
-        if snapshot.state.step == 20:
-            network.epsilon.data *= -40.0
+    offset = 0.0
+
+    def forward(self, numbers: Tensor, r: Tensor, neighbors: Any) -> Tensor:
+        return super().forward(numbers, r, neighbors) + self.offset
+
+
+@pytest.mark.parametrize(("offset", "stops"), [(0.5, True), (-0.5, True), (0.2, False)])
+def test_energy_that_leaves_its_value_is_an_error(offset: float, stops: bool) -> None:
+    integrator = INTEGRATORS["nve"]
+    network = Shifted(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF).double()
+
+    def shift(snapshot: Snapshot) -> bool:
+        network.offset = offset if snapshot.state.step >= 20 else 0.0
         return True
 
-    with pytest.raises(UnstableError, match=r"step (21|30): .*conserved energy.*eV per atom"):
-        go(hot_start(integrator, network), integrator, 100, network=network, observe=deepen)
+    first = hot_start(integrator, network)
+    if stops:
+        with pytest.raises(UnstableError, match=r"step 30: .*conserved energy.*0\.5 eV per"):
+            go(first, integrator, 100, network=network, observe=shift)
+    else:
+        assert go(first, integrator, 50, network=network, observe=shift).state.step == 50
 
 
 def test_conserved_energy_is_conserved() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.table import Table
 
 from mdlearn.cli.console import Line, err, hms, interruptible, out
@@ -96,7 +98,14 @@ def error_table() -> Table:
 
 def add_errors(table: Table, name: str, errors: Errors) -> None:
     """Adds a row of errors; a dash where there are no labels."""
-    table.add_row(name, *("–" if x != x else f"{x:.3g}" for x in errors[:5]))
+    table.add_row(name, *(_figure(x) for x in errors[:5]))
+
+
+def _figure(value: float) -> str:
+    """Three digits, without an exponent; a dash for what was not measured."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 command = verb(

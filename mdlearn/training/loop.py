@@ -104,7 +104,8 @@ def fit(
             optimizer.step()
             # Short memory at first, so that the random start is soon forgotten.
             decay = min(schedule.ema, (1 + done) / (10 + done))
-            torch._foreach_lerp_(average, parameters, 1.0 - decay)
+            with torch.no_grad():  # else the average drags the graph of its whole history along
+                torch._foreach_lerp_(average, parameters, 1.0 - decay)
             losses.append(loss.detach())
             members.append(chosen)
             on_step(step + 1, steps)

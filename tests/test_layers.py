@@ -1,0 +1,178 @@
+"""The floor plan: who may import whom, and what never happens below the driver."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mdlearn
+
+ROOT = Path(mdlearn.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+"""Path of each module by its name below `mdlearn`."""
+
+BELOW = ("units", "errors", "system", "neighbors", "integrators", "potentials")
+"""Only torch, numpy and the search; pure functions, no files."""
+LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
+CORE = {"system", "neighbors", "units", "errors"}
+ALLOWED = {
+    "units": set[str](),
+    "errors": set[str](),
+    "system": {"units", "errors"},
+    "neighbors": {"system", "units", "errors"},
+    "potentials": {"potentials", *CORE},
+    "integrators": {"integrators", *CORE},
+    "simulate": {"integrators", "potentials.evaluate", *CORE},
+    "atoms": CORE,
+    "calculator": {"atoms", "potentials", "device", *CORE},
+    "training": {"training", "potentials", "atoms", "config", "device", "files", *CORE},
+}
+FILES_FOR_CHECKPOINTS = {"files"}
+
+HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
+HOT = [name for name in HOT if name != "potentials.checkpoint"]
+SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
+CASTS = {"bool", "float", "int"}
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST, own: str) -> set[str]:
+    """Every module that is imported, by full name; those under TYPE_CHECKING do not run."""
+    found = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            found |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"{own}: relative import"
+            names = {f"{child.module}.{alias.name}" for alias in child.names}
+            # `from mdlearn import units` names a module, `from mdlearn.units import fs` does not.
+            modules = {each for each in names if each.removeprefix("mdlearn.") in MODULES}
+            found |= modules or {str(child.module)}
+        else:
+            found |= imports(child, own)
+    return found
+
+
+def inside(name: str) -> set[str]:
+    """Modules of the package that a module imports, by their names below `mdlearn`."""
+    found = imports(tree(name), name)
+    return {each.removeprefix("mdlearn.") for each in found if each.startswith("mdlearn.")}
+
+
+def outside(name: str) -> set[str]:
+    """Libraries that a module imports, by the name of their top package."""
+    tops = {each.split(".")[0] for each in imports(tree(name), name)}
+    return tops - {"mdlearn"} - set(sys.stdlib_module_names)
+
+
+def covers(allowed: set[str], name: str) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in allowed)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in ALLOWED])
+def test_imports_go_one_way(name: str) -> None:
+    allowed = ALLOWED[name.split(".")[0]]
+    if name == "potentials.checkpoint":
+        allowed = allowed | FILES_FOR_CHECKPOINTS
+    wrong = {each for each in inside(name) if not covers(allowed, each)}
+    assert not wrong, f"mdlearn.{name} may not import {wrong}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in BELOW])
+def test_below_the_driver_there_is_only_torch(name: str) -> None:
+    allowed = LIBRARIES_BELOW | ({"safetensors"} if name == "potentials.checkpoint" else set())
+    assert outside(name) <= allowed
+    forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
+    if name == "potentials.checkpoint":
+        forbidden -= {"pathlib"}
+    assert not imports(tree(name), name) & forbidden
+    calls = {ast.unparse(node.func) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)}
+    assert not calls & {"open", "print", "input"}
+
+
+def test_the_driver_knows_no_files_and_no_screen() -> None:
+    assert outside("simulate") == {"torch", "numpy"}
+    assert not imports(tree("simulate"), "simulate") & {"logging", "pathlib", "os", "time"}
+
+
+def test_only_the_command_line_knows_click() -> None:
+    users = {name for name in MODULES if "click" in outside(name)}
+    assert users
+    assert all(name.split(".")[0] in ("cli", "__main__") for name in users)
+    assert not any(
+        covers({"cli"}, each)
+        for name in MODULES
+        if name.split(".")[0] not in ("cli", "__main__")
+        for each in inside(name)
+    )
+
+
+def test_only_evaluate_takes_derivatives() -> None:
+    users = set()
+    for name in MODULES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("autograd.grad"):
+                users.add(name)
+            if isinstance(node, ast.ImportFrom) and node.module in ("torch.autograd", "torch.func"):
+                users.add(name)
+    assert users == {"potentials.evaluate"}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_step_never_waits_for_a_value(name: str) -> None:
+    for node in ast.walk(tree(name)):
+        if not isinstance(node, ast.Call):
+            continue
+        where = f"mdlearn.{name}, line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in SYNCHRONIZES, where
+        elif isinstance(node.func, ast.Name):
+            assert node.func.id not in CASTS, where
+
+
+@pytest.mark.parametrize("function", ["pair_vectors", "moved_since_build"])
+def test_what_neighbors_does_in_a_step_never_waits_either(function: str) -> None:
+    (found,) = [
+        node
+        for node in tree("neighbors").body
+        if isinstance(node, ast.FunctionDef) and node.name == function
+    ]
+    calls = [node.func for node in ast.walk(found) if isinstance(node, ast.Call)]
+    assert not {c.attr for c in calls if isinstance(c, ast.Attribute)} & SYNCHRONIZES
+    assert not {c.id for c in calls if isinstance(c, ast.Name)} & CASTS
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import mdlearn", "torch ase numpy click h5py rich"),
+        ("import mdlearn.units, mdlearn.errors", "torch ase numpy click"),
+        # vesin loads ase by itself where it is installed, so ase cannot be asked for here.
+        ("import mdlearn.simulate", "click h5py rich safetensors"),
+    ],
+)
+def test_import_is_light(statement: str, absent: str) -> None:
+    code = f"{statement}\nimport sys\nprint([n for n in {absent.split()} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there() -> None:
+    for name in mdlearn.__all__:
+        assert getattr(mdlearn, name).__name__ == name
+    with pytest.raises(AttributeError, match="ghost"):
+        _ = mdlearn.ghost

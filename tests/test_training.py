@@ -1,0 +1,226 @@
+"""Reference energies, splits and the loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+from importlib.resources import files
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mdlearn.atoms import Frame, Labels, read_frames
+from mdlearn.errors import UnstableError
+from mdlearn.potentials.schnet import SchNet
+from mdlearn.training.dataset import (
+    Example,
+    average_neighbors,
+    batches,
+    concatenate,
+    find_species,
+    fit_reference_energies,
+    force_scale,
+    make_example,
+    split_frames,
+)
+from mdlearn.training.loop import Epoch, Schedule, fit
+from mdlearn.training.loss import Weights, measure
+
+WEIGHTS = Weights(1.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[Frame]:
+    """Some frames of ethanol."""
+    return read_frames(str(files("mdlearn.data") / "ethanol.xyz"))[0][:24]
+
+
+def make_network(frames: list[Frame]) -> SchNet:
+    torch.manual_seed(0)
+    return SchNet(
+        find_species(frames),
+        fit_reference_energies(frames, []).energies,
+        cutoff=4.0,
+        features=8,
+        interactions=1,
+        radial=8,
+        average_neighbors=8.0,
+        scale=force_scale(frames),
+    )
+
+
+def run(
+    frames: list[Frame], epochs: int, ema: float = 0.9, weights: Weights = WEIGHTS
+) -> tuple[SchNet, SchNet, list[Epoch]]:
+    """Trains on all but four frames; returns network, average and history."""
+    network = make_network(frames)
+    averaged = copy.deepcopy(network)
+    examples = [make_example(frame, 4.0) for frame in frames]
+    schedule = Schedule(epochs, 0.0, epochs, 5, 1e-2, ema, 0)
+    valid = [concatenate(examples[:4])]
+    history = list(
+        fit(network, averaged, examples[4:], valid, weights, schedule, lambda step, steps: None)
+    )
+    return network, averaged, history
+
+
+def relabel(frame: Frame, energy: float) -> Frame:
+    labels = Labels(torch.tensor([energy]), frame.labels.forces, frame.labels.stress)
+    return frame._replace(labels=labels)
+
+
+class TestReferenceEnergies:
+    def test_isolated_atoms_are_taken_as_they_are(self, frames: list[Frame]) -> None:
+        isolated = read_frames(str(files("mdlearn.data") / "ethanol_isolated_atoms.xyz"))[0]
+        reference = fit_reference_energies(frames, isolated)
+        assert reference.source == "isolated atoms"
+        for frame in isolated:
+            z = int(frame.system.numbers[0])
+            assert reference.energies[z] == float(frame.labels.energy)
+
+    def test_least_squares_finds_what_compositions_determine(self, frames: list[Frame]) -> None:
+        truth = {1: -13.0, 6: -1030.0, 8: -2040.0}
+        system = frames[0].system
+        made = []
+        for kept in ([0, 1, 2, 3], [0, 2, 3, 4, 5], [1, 2, 6, 7], list(range(9))):
+            part = system._replace(
+                positions=system.positions[kept],
+                numbers=system.numbers[kept],
+                masses=system.masses[kept],
+                system=system.system[kept],
+            )
+            energy = sum(truth[z] for z in part.numbers.tolist())
+            labels = Labels(torch.tensor([energy]), part.positions * 0.0, torch.zeros(1, 3, 3))
+            made.append(Frame("made", part, labels))
+        found = fit_reference_energies(made, [])
+        assert found.source == "least squares"
+        assert found.energies == pytest.approx(truth, abs=1e-4)
+
+    def test_one_composition_is_said_to_determine_one_number(self, frames: list[Frame]) -> None:
+        reference = fit_reference_energies(frames, [])
+        assert "compositions determine 1 of 3" in reference.source
+        mean = np.mean([float(frame.labels.energy) for frame in frames])
+        total = sum(reference.energies[z] for z in frames[0].system.numbers.tolist())
+        assert total == pytest.approx(mean, abs=1e-8)
+
+
+class TestData:
+    def test_split_deals_every_frame_once(self, frames: list[Frame]) -> None:
+        train, valid = split_frames(frames, 0.25, np.random.default_rng(3))
+        assert len(valid) == 6
+        assert sorted(f.name for f in [*train, *valid]) == sorted(f.name for f in frames)
+
+    @pytest.mark.parametrize("fraction", [0.001, 0.999])
+    def test_both_sides_of_a_split_get_a_frame(self, frames: list[Frame], fraction: float) -> None:
+        train, valid = split_frames(frames[:2], fraction, np.random.default_rng(0))
+        assert len(train) == len(valid) == 1
+
+    def test_batches_hold_every_frame_once(self, frames: list[Frame]) -> None:
+        examples = [make_example(frame, 4.0) for frame in frames]
+        order = np.random.default_rng(0).permutation(len(examples))
+        parts = list(batches(examples, 7, order))
+        assert [len(chosen) for _, chosen in parts] == [7, 7, 7, 3]
+        energies = torch.cat([batch.labels.energy for batch, _ in parts])
+        expected = torch.cat([examples[index].labels.energy for index in order])
+        assert torch.equal(energies, expected)
+
+    def test_statistics(self, frames: list[Frame]) -> None:
+        forces = np.concatenate([frame.labels.forces.numpy() for frame in frames])
+        assert force_scale(frames) == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-12)
+        examples = [make_example(frame, 4.0) for frame in frames]
+        counts = []
+        for frame in frames:
+            x = frame.system.positions.numpy()
+            distance = np.linalg.norm(x[:, None] - x, axis=2)
+            counts.append(((distance < 4.0).sum() - 9) / 9)
+        assert average_neighbors(examples) == pytest.approx(np.mean(counts), rel=1e-12)
+
+
+class TestLoop:
+    def test_learns_forces(self, frames: list[Frame]) -> None:
+        *_, history = run(frames, 60, weights=Weights(0.0, 1.0, 0.0))
+        first, last = history[0].valid, history[-1].valid
+        assert last.forces_mae_meV_per_A < 0.7 * first.forces_mae_meV_per_A
+
+    def test_learns_energies(self, frames: list[Frame]) -> None:
+        *_, history = run(frames, 30, weights=Weights(1.0, 0.0, 0.0))
+        first, last = history[0].valid, history[-1].valid
+        assert last.energy_mae_meV < 0.5 * first.energy_mae_meV
+
+    def test_same_seed_same_weights(self, frames: list[Frame]) -> None:
+        first, second = (run(frames, 3)[1].state_dict() for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_average_has_no_memory_of_its_graph(self, frames: list[Frame]) -> None:
+        _, averaged, _ = run(frames, 2)
+        assert all(each.grad_fn is None for each in averaged.parameters())
+
+    def test_average_is_the_exponential_one(self, frames: list[Frame]) -> None:
+        """With a rate of zero after the first epoch nothing moves, and the average catches up."""
+        network, averaged, _ = run(frames, 1, ema=0.0)
+        for one, other in zip(network.parameters(), averaged.parameters(), strict=True):
+            torch.testing.assert_close(one.detach(), other, rtol=0.0, atol=1e-7)
+
+    def test_learning_rate_warms_up_and_ends_at_zero(self, frames: list[Frame]) -> None:
+        *_, history = run(frames, 10)
+        rates = [epoch.learning_rate for epoch in history]
+        assert rates[0] == pytest.approx(1e-2)
+        assert all(a > b for a, b in pairwise(rates[1:]))
+        assert 0.0 <= rates[-1] < 2e-5
+
+    def test_budget_ends_the_run_in_time(self, frames: list[Frame]) -> None:
+        network = make_network(frames)
+        examples = [make_example(frame, 4.0) for frame in frames]
+        schedule = Schedule(None, 3.0, 10_000, 5, 1e-2, 0.9, 0)
+        history = list(
+            fit(
+                network,
+                copy.deepcopy(network),
+                examples[4:],
+                [concatenate(examples[:4])],
+                WEIGHTS,
+                schedule,
+                lambda step, steps: None,
+            )
+        )
+        longest = max(b.seconds - a.seconds for a, b in pairwise(history))
+        assert history[-1].seconds < 3.0 + 3 * longest
+        assert history[-1].epoch == history[-1].epochs > 3
+        assert history[-1].learning_rate < 1e-3
+
+    def test_stops_when_nothing_gets_better(self, frames: list[Frame]) -> None:
+        network = make_network(frames)
+        examples = [make_example(frame, 4.0) for frame in frames]
+        schedule = Schedule(50, 0.0, 3, 5, 0.0, 0.9, 0)  # a learning rate of zero
+        valid = [concatenate(examples[:4])]
+        averaged = copy.deepcopy(network)
+        steps = fit(network, averaged, examples, valid, WEIGHTS, schedule, lambda a, b: None)
+        assert 4 <= len(list(steps)) <= 8
+
+    def test_loss_that_is_not_a_number_names_the_frames(self, frames: list[Frame]) -> None:
+        network = make_network(frames)
+        examples = [make_example(frame, 4.0) for frame in frames]
+        examples[7] = make_example(relabel(frames[7], math.inf), 4.0)
+        schedule = Schedule(2, 0.0, 2, 5, 1e-2, 0.9, 0)
+        steps = fit(
+            network, copy.deepcopy(network), examples, [], WEIGHTS, schedule, lambda a, b: None
+        )
+        with pytest.raises(UnstableError, match=r"frames in it: \[.*\b7\b.*\]"):
+            next(steps)
+
+
+def test_measure_ignores_labels_that_are_not_there(frames: list[Frame]) -> None:
+    network = make_network(frames).double()
+    examples = [make_example(frame, 4.0) for frame in frames[:3]]
+    known = measure(network, examples, WEIGHTS, 1.0)
+    silent = examples[2].labels._replace(
+        energy=torch.tensor([math.nan]), forces=torch.full((9, 3), math.nan)
+    )
+    partly = measure(network, [*examples[:2], Example(*examples[2][:2], silent)], WEIGHTS, 1.0)
+    of_two = measure(network, examples[:2], WEIGHTS, 1.0)
+    assert partly.energy_mae_meV == pytest.approx(of_two.energy_mae_meV, rel=1e-12)
+    assert partly.forces_rmse_meV_per_A == pytest.approx(of_two.forces_rmse_meV_per_A, rel=1e-12)
+    assert known.forces_rmse_meV_per_A != pytest.approx(of_two.forces_rmse_meV_per_A, rel=1e-6)
+    assert math.isnan(known.stress_mae_meV_per_A3)
