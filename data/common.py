@@ -96,7 +96,8 @@ def drop_near_duplicates(frames: list[Atoms], threshold: float) -> list[Atoms]:
 def attach_label(atoms: Atoms, label: dict) -> Atoms:
     """A copy of the frame with the label in ASE's own keys, at the digits the file keeps."""
     frame = atoms.copy()
-    results = {"energy": round(label["energy"], 9), "forces": np.round(label["forces"], 8)}
+    forces = np.round(label["forces"], 8) + 0.0  # no negative zeros
+    results = {"energy": round(label["energy"], 9), "forces": forces}
     if "stress" in label:
         results["stress"] = np.round(label["stress"], 10)
     frame.calc = SinglePointCalculator(frame, **results)

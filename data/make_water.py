@@ -26,15 +26,15 @@ N_MOLECULES = 32
 # Short runs per temperature with each kind of cell.
 SHORT_RUNS = {"none": 5, "volume": 7, "general": 7}
 MAX_LINEAR_STRAIN = {"none": 0.0, "volume": 0.02, "general": 0.03}
-SHORT_STEPS, SHORT_FRAMES = 12, 1
-LONG_STEPS, LONG_FRAMES = 24, 6
+SHORT_STEPS, SHORT_FRAMES = 8, 1
+LONG_STEPS, LONG_FRAMES = 12, 6
 # Heavier hydrogen allows a longer step and leaves the distribution of positions as it is.
 HYDROGEN_MASS_U = 4.0
 CLASSICAL_TIMESTEP_FS = 1.0
 CLASSICAL_FRICTION_PER_FS = 0.01
 XTB_TIMESTEP_FS = 1.5
 XTB_FRICTION_PER_FS = 0.05
-MELT_K, MELT_STEPS, EQUILIBRATION_STEPS = 600.0, 1000, 2500
+MELT_K, MELT_STEPS, EQUILIBRATION_STEPS = 600.0, 500, 1000
 # Of sorted distances; frames from different starts differ by 0.03 Å and more.
 DUPLICATE_RMS_A = 0.005
 SEED = 20250

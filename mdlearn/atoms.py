@@ -229,15 +229,15 @@ def _find_keys(
     def require(key: str, label: str) -> str:
         missing = [index for index, atoms in enumerate(structures) if _lookup(atoms, key) is None]
         if missing:
-            some = ", ".join(names[index] for index in missing[:5])
+            some = ", ".join([names[index] for index in missing[:5]] + ["..."] * (len(missing) > 5))
             first = structures[missing[0]]
             results = first.calc.results if first.calc else {}
             found = sorted({*first.info, *first.arrays, *results} - {"numbers", "positions"})
             allow = ", or --energy-only to train on energies alone" if label == "forces" else ""
             raise DataError(
                 f"{names[missing[0]]}: no {label} under the key '{key}' in {len(missing)} of"
-                f" {len(structures)} frames ({some}{', ...' if len(missing) > 5 else ''}); keys found"
-                f" there: {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
+                f" {len(structures)} frames ({some}); keys found there:"
+                f" {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
             )
         return key
 

@@ -2,11 +2,11 @@
 
 MDLearnError              1   a bug of ours, if it reaches the user bare
 ├── UsageError            2   an option, a configuration key or a value
-├── DataError             3   frames, labels, structures, trajectories that cannot be used as they
-are ├── ModelError            4   a model file, or a model asked for what it was not built for ├──
-UnstableError         5   a simulation or a training run that left the physics ├── OutputError
-6   disk, lock, permission, an output that is already there └── ResourceError         7   a device
-or memory that is not there
+├── DataError             3   frames, labels, structures or trajectories that cannot be used
+├── ModelError            4   a model file, or a model asked for what it was not built for
+├── UnstableError         5   a simulation or a training run that left the physics
+├── OutputError           6   disk, lock, permission, an output that is already there
+└── ResourceError         7   a device or memory that is not there
 
 A message says what was expected, what was found, where (file, frame, atom), and what to do.
 Frames and atoms are counted from 0, as ASE counts them.

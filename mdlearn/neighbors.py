@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.system import System, split
 
-SKIN = 0.7
+SKIN = 0.5
 """Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
 costs little."""
 LARGEST_EXTENT = 1e5

@@ -1,10 +1,9 @@
 """The driver: the only loop over steps of dynamics.
 
 A step has fixed shapes and never waits for a value. So the driver runs a block of steps on one
-neighbor list and looks once, at its end, how far the atoms have moved: if the list was good
-throughout, the block counts; if not, it is done again from its first state, with a fresh list or in
-smaller parts. The noise of a step depends on the seed and the step alone, so a block that is done
-again gives the same trajectory.
+neighbor list and looks once, at its end, for how many of them the list was good: if not for all,
+the block is done again up to the last good step, and a new list is built there. The noise of a
+step depends on the seed and the step alone, so steps that are done again are the same steps.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
 from mdlearn.potentials.evaluate import Potential, evaluate
 from mdlearn.system import Evaluation, System, sum_by_system
 
-LARGEST_BLOCK = 64
-"""Steps between looks; a block that fails is done again, and a longer one wastes more."""
+BLOCK = {"cpu": 1, "cuda": 32}
+"""Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
+They change the time that a run takes, and not a bit of it."""
 LARGEST_DRIFT = 0.3
 """eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
 spread over a molecule: far beyond any error of integration that one could live with."""
@@ -36,8 +36,6 @@ class Snapshot(NamedTuple):
 
     state: State
     neighbors: Neighbors
-    block: int
-    """Steps that the next block would have."""
     conserved: Tensor
     """(n_systems,) eV, the conserved energy at the start of the simulation."""
 
@@ -52,12 +50,12 @@ def start(
     """
     neighbors = build(system, potential.cutoff, SKIN)
     state = integrator.init(system, momenta, _forces(potential, neighbors))
-    return Snapshot(state, neighbors, 1, conserved_energy(state))
+    return Snapshot(state, neighbors, conserved_energy(state))
 
 
 def save(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
     """What `restore` needs, as arrays by name, bit for bit."""
-    state, neighbors, block, conserved = snapshot
+    state, neighbors, conserved = snapshot
     tensors = {
         "positions": state.system.positions,
         "cell": state.system.cell,
@@ -67,7 +65,7 @@ def save(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
         "reference": neighbors.reference,
         "reference_cell": neighbors.reference_cell,
     }
-    counters = {"step": state.step, "capacity": neighbors.j.shape[1], "block": block}
+    counters = {"step": state.step, "capacity": neighbors.j.shape[1]}
     return {name: each.detach().cpu().numpy() for name, each in tensors.items()} | {
         name: np.array(each) for name, each in counters.items()
     }
@@ -95,7 +93,7 @@ def restore(
     system = system._replace(positions=tensor("positions"), cell=tensor("cell"))
     state = integrator.init(system, tensor("momenta"), _forces(potential, neighbors))
     state = state._replace(bath=tensor("bath"), step=int(saved["step"]))
-    return Snapshot(state, neighbors, int(saved["block"]), tensor("conserved"))
+    return Snapshot(state, neighbors, tensor("conserved"))
 
 
 def simulate(
@@ -115,7 +113,7 @@ def simulate(
         integrator: gives the steps.
         snapshot: where to start from; `start` makes the first one.
         steps: the step to end at, counted from the start of the simulation.
-        every: `observe` is called after each multiple of this many steps.
+        every: `observe` is called after each multiple of this many steps, and after the last.
         seed: of the noise.
         observe: is shown the snapshot; returns whether to go on.
 
@@ -126,31 +124,44 @@ def simulate(
         UnstableError: positions are not finite, an atom moved further in one step than the list can
             follow, or the conserved energy has left its starting value.
     """
-    state, neighbors, block, conserved = snapshot
-    built = -1  # the step that the list was built at, where that was here
+    state, neighbors, conserved = snapshot
+    block = BLOCK[state.momenta.device.type]
     while state.step < steps:
         length = min(block, every - state.step % every, steps - state.step)
-        trial, moved = state, moved_since_build(state.system, neighbors)
-        forces = _forces(potential, neighbors)
-        for step in range(state.step, state.step + length):
-            trial = integrator.step(
-                trial, forces, noise(seed, step, integrator.draws, trial.momenta)
-            )
-            moved = torch.maximum(moved, moved_since_build(trial.system, neighbors))
-        if bool(moved <= SKIN / 2):  # False for NaN too
-            state, block = trial, min(2 * block, LARGEST_BLOCK)
-            if state.step % every == 0 or state.step == steps:
-                _check_energy(state, conserved)
-                if not observe(Snapshot(state, neighbors, block, conserved)):
-                    break
-        elif built < state.step:
-            neighbors = build(state.system, potential.cutoff, SKIN, neighbors.j.shape[1])
-            built = state.step
-        elif length > 1:
-            block = length // 2
-        else:
-            _explain(state, trial)
-    return Snapshot(state, neighbors, block, conserved)
+        trial, good = _run_block(potential, integrator, state, neighbors, length, seed)
+        if good < length:
+            if good == 0 and torch.equal(state.system.positions, neighbors.reference):
+                first, _ = _run_block(potential, integrator, state, neighbors, 1, seed)
+                _explain(state, first)
+            # Up to the last good step, and a new list there and nowhere else: so the life of a list
+            # depends on the trajectory alone, and so do its bits, however the run is cut up.
+            trial, _ = _run_block(potential, integrator, state, neighbors, good, seed)
+            neighbors = build(trial.system, potential.cutoff, SKIN, neighbors.j.shape[1])
+        state = trial
+        if good and (state.step % every == 0 or state.step == steps):
+            _check_energy(state, conserved)
+            if not observe(Snapshot(state, neighbors, conserved)):
+                break
+    return Snapshot(state, neighbors, conserved)
+
+
+def _run_block(
+    potential: Potential,
+    integrator: Integrator,
+    state: State,
+    neighbors: Neighbors,
+    length: int,
+    seed: int,
+) -> tuple[State, int]:
+    """Runs some steps on one list; returns the last state, and how many steps the list was good."""
+    forces = _forces(potential, neighbors)
+    moved = moved_since_build(state.system, neighbors)
+    good = torch.zeros_like(moved)
+    for step in range(state.step, state.step + length):
+        state = integrator.step(state, forces, noise(seed, step, integrator.draws, state.momenta))
+        moved = torch.maximum(moved, moved_since_build(state.system, neighbors))
+        good = good + (moved <= SKIN / 2)  # False for NaN too, and from then on
+    return state, int(good)
 
 
 def noise(seed: int, step: int, draws: int, like: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ def test_list_is_kept_while_it_is_good(
     monkeypatch.setattr(module, "build", lambda *a: builds.append(1) or original(*a))
     atoms = crystal()
     atoms.calc = calculator
-    for move, expected in ((0.0, 1), (0.3, 1), (0.1, 2), (0.3, 2), (5.0, 3)):
-        atoms.positions[0, 0] += move
+    for move, expected in ((0.0, 1), (0.4, 1), (0.2, 2), (0.4, 2), (9.0, 3)):
+        atoms.positions[0, 0] += move * SKIN
         atoms.get_potential_energy()
         assert len(builds) == expected
     atoms.get_forces()

@@ -93,6 +93,7 @@ def test_gather_is_differentiable_twice() -> None:
     assert torch.autograd.gradcheck(lambda x: gather(x, neighbors), h)
     assert torch.autograd.gradgradcheck(lambda x: gather(x, neighbors).square(), h)
     assert torch.autograd.gradcheck(lambda x: transpose_sum(x, neighbors), g)
+    assert torch.autograd.gradgradcheck(lambda x: transpose_sum(x, neighbors).square(), g)
 
 
 def test_gather_is_a_sound_operator() -> None:

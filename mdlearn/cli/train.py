@@ -89,7 +89,7 @@ def error_table() -> Table:
         "energy\nmeV",
         "energy\nmeV/atom",
         "forces\nmeV/Å",
-        "rmse\nmeV/Å",
+        "(rmse)\nmeV/Å",
         "stress\nmeV/Å³",
     ):
         table.add_column(name, justify="right")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mdlearn.errors import ModelError
+from mdlearn.errors import MDLearnError, ModelError
 from mdlearn.files import write_atomically
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import evaluate
@@ -31,6 +31,8 @@ Network = SchNet
 NETWORKS: dict[str, type[Network]] = {"schnet": SchNet}
 """Every architecture by the name it has on the command line and in model files."""
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³, positive pulls inward"}
+DAMAGE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError)
+"""What a header raises that is JSON, but not ours."""
 GOLDEN_TOLERANCE = 1e-9
 """Relative to the largest number compared; float64 leaves about 1e-13."""
 
@@ -109,15 +111,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
         )
     try:
         exact = _make_network(header, weights, torch.float64)
-        golden = [(each, _describe(exact, _system(each))) for each in header["golden"]]
-        network = _make_network(header, weights, dtype)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        for index, golden in enumerate(header["golden"]):
+            recomputed = _describe(exact, _system(golden))
+            _compare(golden, recomputed, f"{path}, golden structure {index}")
+        return Model(_make_network(header, weights, dtype).eval(), header["provenance"], path)
+    except ModelError:
+        raise
+    except (*DAMAGE, MDLearnError) as error:
         raise ModelError(
-            f"{path}: damaged: header and weights do not fit together ({error}); use a backup"
+            f"{path}: damaged: header and weights do not fit together"
+            f" ({type(error).__name__}: {error}); use a backup or train again"
         ) from error
-    for index, (stored, recomputed) in enumerate(golden):
-        _compare(stored, recomputed, f"{path}, golden structure {index}")
-    return Model(network.eval(), header["provenance"], path)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -129,7 +133,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         with path.open("rb") as file:
-            pickled = file.read(2) in (b"PK", b"\\x80\\x02", b"\\x80\\x04")
+            first = file.read(2)
+        pickled = first == b"PK" or first[:1] == b"\x80"
         why = (
             "a pickle, which can run any code and is never loaded"
             if pickled
@@ -157,9 +162,9 @@ def _make_network(
     if header["architecture"] not in NETWORKS:
         raise ValueError(f"unknown architecture {header['architecture']!r}")
     kind = NETWORKS[header["architecture"]]
-    network = kind(tuple(header["species"]), energies, **header["settings"])
+    network = kind(tuple(header["species"]), energies, **header["settings"]).to(dtype)
     network.load_state_dict(weights)
-    return network.to(dtype)
+    return network
 
 
 def _system(stored: Mapping[str, Any]) -> System:

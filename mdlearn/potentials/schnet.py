@@ -38,8 +38,10 @@ class Interaction(nn.Module):
             self.filter_out(shifted_softplus(self.filter_in(basis))) * smooth
         )  # (n_atoms, K, F)
         messages = (filters * gather(self.before(h), neighbors)).sum(1) * self.norm  # eq. 2
+        # Repeated, because functions of arrays of different shapes can differ in the last bit.
+        bias = self.hidden.bias.repeat(len(messages), 1)  # (n_atoms, F)
         # Without neighbors the bias alone would still change the features; its share is taken out.
-        hidden = shifted_softplus(self.hidden(messages)) - shifted_softplus(self.hidden.bias)
+        hidden = shifted_softplus(self.hidden(messages)) - shifted_softplus(bias)
         change: Tensor = self.after(hidden)
         return change
 
