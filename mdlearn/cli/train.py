@@ -56,7 +56,8 @@ def _describe(config: TrainConfig, data: Data, network: SchNet) -> None:
         f" {network.settings['average_neighbors']:.1f} neighbors per atom"
     )
     length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:g} min"
-    err.print(f"training    {length}, {data.batch_size} frames per step, seed {config.seed}")
+    size = f"{data.batch_size} frames" if data.batch_size > 1 else "one frame"
+    err.print(f"training    {length}, {size} per step, seed {config.seed}")
 
 
 def _progress(epoch: Epoch) -> str:

@@ -83,7 +83,7 @@ def fit(
     """
     parameters: list[torch.Tensor] = list(network.parameters())
     average: list[torch.Tensor] = list(averaged.requires_grad_(False).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
     generator = np.random.default_rng(schedule.seed)
     steps = math.ceil(len(train) / schedule.batch_size)
     epochs, epoch, lowest, best_epoch = schedule.epochs or 2, 0, math.inf, 0
