@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from mdlearn.errors import OutputError
@@ -39,13 +40,25 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def make_run_folder(path: Path, *, overwrite: bool) -> None:
+def make_run_folder(path: Path, *, overwrite: bool, contents: Collection[str]) -> None:
     """Makes an empty folder for the outputs of a run, in place of an older one if so asked.
 
+    Args:
+        path: the folder.
+        overwrite: remove an older run.
+        contents: names that a run leaves there; a folder with any other is not removed.
+
     Raises:
-        OutputError: the folder exists, or cannot be made.
+        OutputError: the folder exists, is not one of a run, or cannot be made.
     """
     refuse_existing(path, overwrite=overwrite)
+    present = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    strange = sorted(present.difference(contents))[:3]
+    if strange:
+        raise OutputError(
+            f"{path}: not overwritten, because it holds what no run of mdlearn made"
+            f" ({', '.join(strange)}); choose another --output, or move these away"
+        )
     try:
         if path.is_dir():
             shutil.rmtree(path)

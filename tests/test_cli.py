@@ -157,6 +157,18 @@ class TestTrain:
         assert "--overwrite" in err
         assert (here / "run" / "model.safetensors").read_bytes() == before
 
+    def test_overwriting_spares_what_is_not_a_run(self, here: Path, run: Run) -> None:
+        (here / "thesis").mkdir()
+        (here / "thesis" / "chapter.tex").write_text("years")
+        train = ["train", "frames.xyz", "--epochs", "1", "--output", "thesis", "--overwrite"]
+        code, _, err = run(*train)
+        assert code == 6
+        assert "chapter.tex" in err
+        assert (here / "thesis" / "chapter.tex").read_text() == "years"
+        (here / "thesis" / "chapter.tex").unlink()
+        assert run(*train)[0] == 0
+        assert run(*train)[0] == 0
+
     @pytest.mark.parametrize(
         ("line", "said"),
         [

@@ -20,6 +20,8 @@ from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.run import read_data
 from mdlearn.trajectory import Trajectory
 
+OUTPUTS = ("model", "forces.png", "trajectory.h5", "dynamics.png")
+
 
 class DemoConfig(Config):
     """Options of `mdlearn demo`."""
@@ -34,7 +36,7 @@ class DemoConfig(Config):
 def run(config: DemoConfig) -> int:
     """Trains, simulates, plots."""
     folder = config.output
-    make_run_folder(folder, overwrite=config.overwrite)
+    make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
     with as_file(files("mdlearn.data") / "ethanol.xyz") as frames:
         out.print(f"1. A potential for ethanol, from {frames.name} (PBE/def2-SVP)\n")
         training = TrainConfig(

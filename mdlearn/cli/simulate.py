@@ -114,7 +114,7 @@ def run(config: SimulateConfig) -> int:
             last = _run(setup, interruption)
         finally:
             setup.writer.close()
-        _summarize(setup, last.state.step - first, time.monotonic() - began)
+        _summarize(setup, first, last.state.step, time.monotonic() - began)
     if interruption.received:
         err.print(f"interrupted; go on with: mdlearn simulate --resume {setup.writer.path}")
         return 128 + interruption.received
@@ -311,14 +311,15 @@ def _provenance(config: SimulateConfig, model: Model) -> dict[str, str | int | f
     }
 
 
-def _summarize(setup: Setup, steps: int, seconds: float) -> None:
+def _summarize(setup: Setup, first: int, last: int, seconds: float) -> None:
     """What a user wants to know first about the trajectory."""
     config = setup.config
     with Trajectory(setup.writer.path) as trajectory:
         temperature = trajectory.observable("temperature")
         drift = energy_drift(trajectory)
         broken = first_broken_bond(trajectory)
-        frames, last = len(trajectory), trajectory.steps[-1]
+        frames = len(trajectory)
+    steps = last - first
     rate = _ns_per_day(config, steps / seconds) if steps else 0.0
     out.print(f"steps        {steps} in {hms(seconds)}, {rate:.3g} ns/day; now at step {last}")
     out.print(

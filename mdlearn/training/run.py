@@ -39,6 +39,7 @@ from mdlearn.training.loss import Errors, Weights, measure
 
 ATOMS_PER_BATCH = 100
 GOLDEN_STRUCTURES = 2
+OUTPUTS = ("config.toml", "metrics.csv", "model.safetensors")
 
 
 class Data(NamedTuple):
@@ -142,7 +143,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
     choose_threads(data.batch_size * max(each.neighbors.j.numel() for each in examples))
     network = make_network(config, data, examples).to(device, PRECISIONS[config.precision])
     averaged = copy.deepcopy(network)
-    make_run_folder(folder, overwrite=config.overwrite)
+    make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
     resolved = config.model_copy(update={"output": folder, "batch_size": data.batch_size})
     write_atomically(folder / "config.toml", to_toml(resolved).encode())
     watcher.on_data(data, network)
