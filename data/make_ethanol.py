@@ -27,7 +27,7 @@ from common import Cache, attach_label, drop_near_duplicates, run_cached, write_
 
 HERE = Path(__file__).resolve().parent
 TEMPERATURES_K = (300, 400, 500, 600, 700, 800)
-# Dihedral H-O-C-C (degrees) a run starts from: trans, and the two mirror images of gauche.
+# Torsion (degrees) a run starts from: trans, and the two mirror images of gauche.
 CONFORMERS = {"trans": 180.0, "gauche+": 60.0, "gauche-": -60.0}
 RUNS_PER_CONFORMER = 2
 FRAMES_PER_RUN = 15
