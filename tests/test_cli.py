@@ -268,6 +268,16 @@ class TestSimulate:
         assert code == 0
         assert "H, C, O" in out
 
+    def test_goes_on_from_a_trajectory_with_its_velocities(self, here: Path, run: Run) -> None:
+        assert run("simulate", "run", "start.xyz", "--steps", "20", "--output", "hot.h5")[0] == 0
+        settings = ["--ensemble", "nve", "--steps", "0", "--output", "next.h5"]
+        code, _, err = run("simulate", "run", "hot.h5", *settings)
+        assert code == 0
+        assert "velocities  of hot.h5" in err
+        with Trajectory("hot.h5") as first, Trajectory("next.h5") as second:
+            np.testing.assert_allclose(first.velocities(-1), second.velocities(0), rtol=1e-12)
+            assert np.array_equal(first.positions(-1), second.positions(0))
+
     @pytest.mark.parametrize(
         ("content", "code", "said"),
         [

@@ -55,7 +55,7 @@ def _describe(config: TrainConfig, data: Data, network: SchNet) -> None:
         f"network     {config.model}, {weights:,} weights, cutoff {config.cutoff_A} Å,"
         f" {network.settings['average_neighbors']:.1f} neighbors per atom"
     )
-    length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:g} min"
+    length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:.3g} min"
     size = f"{data.batch_size} frames" if data.batch_size > 1 else "one frame"
     err.print(f"training    {length}, {size} per step, seed {config.seed}")
 
