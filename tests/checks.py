@@ -7,7 +7,7 @@ to make its network, and inherits them all. Also here: the systems that everythi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ase
@@ -31,7 +31,12 @@ REFERENCE_ENERGIES = {1: -13.587, 6: -1029.012, 8: -2041.839}
 CUTOFF = 3.5
 
 
-def random_schnet(cutoff: float = CUTOFF, scale: float = 1.0, seed: int = 0) -> SchNet:
+def random_schnet(
+    cutoff: float = CUTOFF,
+    scale: float = 1.0,
+    seed: int = 0,
+    closest: Sequence[tuple[int, int, float]] = (),
+) -> SchNet:
     """A small network in float64 whose every parameter is random, biases included."""
     torch.manual_seed(seed)
     network = SchNet(
@@ -43,6 +48,7 @@ def random_schnet(cutoff: float = CUTOFF, scale: float = 1.0, seed: int = 0) -> 
         radial=8,
         average_neighbors=8.0,
         scale=scale,
+        closest=closest,
     ).double()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -57,6 +57,13 @@ class TestSchNet(PotentialChecks):
         assert torch.allclose(3.0 * forces[0], forces[1], rtol=1e-12, atol=1e-14)
 
 
+class TestSchNetWithWalls(PotentialChecks):
+    """Walls that some pairs of every system are inside of."""
+
+    def make(self) -> nn.Module:
+        return random_schnet(closest=((1, 1, 1.9), (1, 6, 1.2), (6, 8, 1.6)))
+
+
 class TestLennardJones(PotentialChecks):
     """A toy that is right by inspection, so that a check that fails here is itself wrong."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.pairs import GaussianBasis, distances, envelope, gather
+from mdlearn.potentials.wall import Wall
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
@@ -70,6 +71,7 @@ class SchNet(nn.Module):
         radial: int,
         average_neighbors: float,
         scale: float,
+        closest: Sequence[tuple[int, int, float]] = (),
     ) -> None:
         """Builds the network with random weights.
 
@@ -82,6 +84,7 @@ class SchNet(nn.Module):
             radial: number of Gaussians between zero and the cutoff.
             average_neighbors: neighbors within the cutoff, averaged over the training atoms.
             scale: eV that an output of one stands for.
+            closest: where the `Wall` of each pair of elements begins, Å.
         """
         super().__init__()
         self.cutoff = cutoff
@@ -94,8 +97,10 @@ class SchNet(nn.Module):
             "radial": radial,
             "average_neighbors": average_neighbors,
             "scale": scale,
+            "closest": [list(each) for each in closest],
         }
         self.elements = Elements(species, reference_energies)
+        self.wall = Wall(species, closest)
         self.embedding = nn.Parameter(torch.randn(len(species), features))
         self.basis = GaussianBasis(radial, cutoff)
         self.interactions = nn.ModuleList(
@@ -131,7 +136,9 @@ class SchNet(nn.Module):
             h = h + interaction(h, basis, smooth, neighbors)
 
         energy = self._read(h) - self._read(self.embedding[index])  # (n_atoms,)
-        return self.elements.reference_energies(index) + self.scale * energy.double()
+        wall: Tensor = self.wall(index, distance, neighbors)
+        energy = self.scale * energy + wall
+        return self.elements.reference_energies(index) + energy.double()
 
     def _read(self, h: Tensor) -> Tensor:
         hidden, out = self.readout

@@ -13,8 +13,11 @@ from torch import Tensor
 from mdlearn import neighbors as neighbor_lists
 from mdlearn import system as systems
 from mdlearn.atoms import Frame, Labels
-from mdlearn.neighbors import Neighbors
+from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.system import System
+
+WALL_MARGIN = 0.97
+"""Where the wall begins, as a share of the shortest distance among the training frames."""
 
 
 class Example(NamedTuple):
@@ -103,6 +106,26 @@ def average_neighbors(examples: Sequence[Example]) -> float:
     """Neighbors per atom within the cutoff, averaged over all atoms; at least one."""
     pairs = sum(int(each.neighbors.valid.sum()) for each in examples)
     return max(1.0, pairs / sum(len(each.system.numbers) for each in examples))
+
+
+def closest_distances(examples: Sequence[Example]) -> list[tuple[int, int, float]]:
+    """The shortest distance of each pair of elements, less a margin for the next trajectory.
+
+    Returns:
+        Atomic numbers, ascending, and Å; only pairs that come within the cutoff.
+    """
+    shortest: dict[tuple[int, int], float] = {}
+    for each in examples:
+        numbers, neighbors = each.system.numbers, each.neighbors
+        distance = pair_vectors(each.system, neighbors).norm(dim=2)
+        for one in numbers.unique().tolist():
+            for other in numbers.unique().tolist():
+                pairs = (numbers[:, None] == one) & (numbers[neighbors.j] == other)
+                found = distance[pairs & neighbors.valid]
+                if one <= other and len(found):
+                    least = min(float(found.min()), shortest.get((one, other), torch.inf))
+                    shortest[one, other] = least
+    return [(*pair, WALL_MARGIN * distance) for pair, distance in sorted(shortest.items())]
 
 
 def split_frames(

@@ -26,6 +26,7 @@ from mdlearn.training.dataset import (
     Example,
     ReferenceEnergies,
     average_neighbors,
+    closest_distances,
     concatenate,
     find_species,
     fit_reference_energies,
@@ -193,6 +194,7 @@ def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -
         radial=config.radial or max(8, round(5 * config.cutoff_A)),
         average_neighbors=average_neighbors(examples),
         scale=force_scale(data.train),
+        closest=closest_distances(examples),
     )
 
 
