@@ -7,7 +7,7 @@ import torch
 from mdlearn.errors import ResourceError
 
 FEW_PAIRS = 4000
-"""Pairs up to which one thread is as fast as two, and far faster where cores are shared."""
+"""Pairs up to which a second thread gains little, and loses much where cores are shared."""
 PRECISIONS = {"mixed": torch.float32, "float64": torch.float64}
 """Of the network. Positions, momenta and sums are float64 in both."""
 

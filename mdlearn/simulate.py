@@ -174,7 +174,7 @@ def noise(seed: int, step: int, draws: int, like: Tensor) -> Tensor:
     return values.to(like)
 
 
-def maxwell_boltzmann(system: System, kT: float, seed: int) -> Tensor:  # noqa: N803
+def maxwell_boltzmann(system: System, kT: float, seed: int) -> Tensor:
     """Momenta of thermal equilibrium, with no net momentum in any system.
 
     Args:

@@ -166,7 +166,7 @@ def test_langevin_at_zero_temperature_is_friction() -> None:
 
 
 @pytest.mark.parametrize("kT", [0.0, 0.02])
-def test_conserved_energy_of_langevin_is_of_second_order(kT: float) -> None:  # noqa: N803
+def test_conserved_energy_of_langevin_is_of_second_order(kT: float) -> None:
     """Friction and noise are booked to the bath, so that only the error of the step is left."""
     n, steps = 400, [0.2, 0.1, 0.05]
     system = to_system(ase.Atoms(f"H{n}", positions=np.zeros((n, 3))))

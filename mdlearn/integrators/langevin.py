@@ -18,7 +18,7 @@ from mdlearn.integrators.integrator import (
 )
 
 
-def langevin(dt: float, kT: float, friction: float) -> Integrator:  # noqa: N803
+def langevin(dt: float, kT: float, friction: float) -> Integrator:
     """Half a kick, half a drift, friction and noise, half a drift, half a kick: B A O A B.
 
     Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34, eq. 7; positions are sampled with an

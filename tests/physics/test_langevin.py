@@ -26,7 +26,7 @@ def oscillators() -> System:
     return to_system(ase.Atoms(f"H{half}O{half}", positions=np.zeros((ATOMS, 3))))
 
 
-def run(stiffness: float, dt: float, kT: float, friction: float, steps: int) -> list[State]:  # noqa: N803
+def run(stiffness: float, dt: float, kT: float, friction: float, steps: int) -> list[State]:
     system, integrator = oscillators(), langevin(dt, kT, friction)
     state = integrator.init(system, torch.zeros_like(system.positions), well(stiffness))
     states = [state]
@@ -54,7 +54,7 @@ def test_harmonic_oscillator(dt: float) -> None:
     too cold by the factor 1 - ω²dt²/4. At dt = 0.9 that is a fifth: other orders of the same
     sub-steps, which have the error in the positions, do not pass.
     """
-    stiffness, kT = 1.3, 0.4  # noqa: N806
+    stiffness, kT = 1.3, 0.4
     last = run(stiffness, dt, kT, friction=0.8, steps=math.ceil(40 / dt))[-1]
     for chosen in (slice(0, ATOMS // 2), slice(ATOMS // 2, ATOMS)):
         mass = float(last.system.masses[chosen][0])
@@ -68,7 +68,7 @@ def test_harmonic_oscillator(dt: float) -> None:
 
 def test_free_atoms_warm_up_and_forget_at_the_rate_of_the_friction() -> None:
     """An Ornstein-Uhlenbeck process: <p²> = m kT (1 - exp(-2γt)), <p(0)p(t)> = m kT exp(-γt)."""
-    dt, kT, friction = 0.5, 0.4, 0.3  # noqa: N806
+    dt, kT, friction = 0.5, 0.4, 0.3
     states = run(0.0, dt, kT, friction, steps=40)
     masses = states[0].system.masses[:, None]
     for n in (1, 4):
