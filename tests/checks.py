@@ -7,7 +7,7 @@ to make its network, and inherits them all. Also here: the systems that everythi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ase
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import Neighbors, build, pair_vectors
 from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.pairs import transpose_sum
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system
@@ -31,17 +32,18 @@ REFERENCE_ENERGIES = {1: -13.587, 6: -1029.012, 8: -2041.839}
 CUTOFF = 3.5
 
 
-def random_schnet(
+def random_network(
+    kind: type[Network],
     cutoff: float = CUTOFF,
     scale: float = 1.0,
     seed: int = 0,
-    closest: Sequence[tuple[int, int, float]] = (),
-) -> SchNet:
+    closest: tuple[tuple[int, int, float], ...] = (),
+    parity: str = "o3",
+    dipole: bool = False,
+) -> Network:
     """A small network in float64 whose every parameter is random, biases included."""
     torch.manual_seed(seed)
-    network = SchNet(
-        SPECIES,
-        REFERENCE_ENERGIES,
+    settings = Settings(
         cutoff=cutoff,
         features=16,
         interactions=2,
@@ -49,11 +51,24 @@ def random_schnet(
         average_neighbors=8.0,
         scale=scale,
         closest=closest,
-    ).double()
+        parity=parity,
+        dipole=dipole,
+    )
+    network = kind(SPECIES, REFERENCE_ENERGIES, settings).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
+
+
+def random_schnet(
+    cutoff: float = CUTOFF,
+    scale: float = 1.0,
+    seed: int = 0,
+    closest: tuple[tuple[int, int, float], ...] = (),
+) -> Network:
+    """The network that is used where any will do."""
+    return random_network(SchNet, cutoff, scale, seed, closest)
 
 
 def molecule(name: str = "CH3CH2OH", seed: int = 0) -> ase.Atoms:

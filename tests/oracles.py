@@ -122,21 +122,23 @@ def schnet_energy(network: SchNet, system: System) -> float:
     """The energy of SchNet, atom by atom and pair by pair, from its weights alone."""
     weights = {name: each.detach().double().numpy() for name, each in network.state_dict().items()}
     settings = network.settings
-    cutoff, radial = settings["cutoff"], settings["radial"]
+    cutoff, radial = settings.cutoff, settings.radial
     width = cutoff / (radial - 1)
     vectors = _vectors(system, cutoff)
 
     def linear(layer: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
         return weights[f"{layer}.weight"] @ x + weights.get(f"{layer}.bias", 0.0)
 
-    def read(h: NDArray[np.float64]) -> float:
-        return float(linear("readout.1", _ssp(linear("readout.0", h)))[0])
+    def read(change: NDArray[np.float64], rank: int) -> float:
+        bias = weights["energy_head.bias"][rank]
+        hidden = _silu(linear("energy_head.hidden", change) + bias) - _silu(bias)
+        return float((linear("energy_head.out", hidden) + linear("energy_head.linear", change))[0])
 
     start = [weights["embedding"][network.species.index(int(z))] for z in system.numbers]
     features = list(start)
-    for t in range(settings["interactions"]):
+    for t in range(settings.interactions):
         name = f"interactions.{t}"
-        messages = [np.zeros(settings["features"]) for _ in features]
+        messages = [np.zeros(settings.features) for _ in features]
         for (i, j, *_), vector in vectors.items():
             d = float(np.linalg.norm(vector))
             basis = np.array([math.exp(-0.5 * (d / width - g) ** 2) for g in range(radial)])
@@ -144,12 +146,12 @@ def schnet_energy(network: SchNet, system: System) -> float:
             message = filters * linear(f"{name}.before", features[j])
             messages[i] = messages[i] + message * _envelope(d, cutoff)
         for i, message in enumerate(messages):
-            scaled = message / math.sqrt(settings["average_neighbors"])
+            scaled = message / math.sqrt(settings.average_neighbors)
             change = _ssp(linear(f"{name}.hidden", scaled)) - _ssp(weights[f"{name}.hidden.bias"])
             features[i] = features[i] + linear(f"{name}.after", change)
     energies = network.elements.energies()
     return sum(
-        energies[int(z)] + settings["scale"] * (read(h) - read(h0))
+        energies[int(z)] + settings.scale * read(h - h0, network.species.index(int(z)))
         for z, h, h0 in zip(system.numbers, features, start, strict=True)
     )
 
@@ -162,6 +164,10 @@ def _vectors(system: System, cutoff: float) -> dict[Pair, NDArray[np.float64]]:
 
 def _ssp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log(0.5 * np.exp(x) + 0.5)
+
+
+def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / (1.0 + np.exp(-x))
 
 
 def _envelope(d: float, cutoff: float) -> float:
@@ -177,7 +183,7 @@ def binding_energy(potential: Potential, system: System, r: Tensor, neighbors: N
         return float((energies - potential(system.numbers, alone, neighbors)).sum())
 
 
-def derivative(energy: Callable[[float], float], h: float = 1e-3) -> float:
+def derivative(energy: Callable[[float], float], h: float = 2.5e-4) -> float:
     """dE/dx at zero by central differences of fourth order."""
     near = energy(h) - energy(-h)
     far = energy(2.0 * h) - energy(-2.0 * h)

@@ -14,6 +14,7 @@ from checks import (
     PotentialChecks,
     evaluate_atoms,
     every_system,
+    random_network,
     random_schnet,
 )
 from oracles import (
@@ -28,6 +29,7 @@ from torch import nn
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build
 from mdlearn.potentials.elements import Elements
+from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.pairs import GaussianBasis, distances, envelope, gather, transpose_sum
 
 
@@ -62,6 +64,11 @@ class TestSchNetWithWalls(PotentialChecks):
 
     def make(self) -> nn.Module:
         return random_schnet(closest=((1, 1, 1.9), (1, 6, 1.2), (6, 8, 1.6)))
+
+
+class TestEquivariant(PotentialChecks):
+    def make(self) -> nn.Module:
+        return random_network(Equivariant)
 
 
 class TestLennardJones(PotentialChecks):

@@ -13,6 +13,7 @@ import torch
 
 from mdlearn.atoms import Frame, Labels, read_frames
 from mdlearn.errors import UnstableError
+from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import (
     Example,
@@ -37,23 +38,16 @@ def frames() -> list[Frame]:
     return read_frames(str(files("mdlearn.data") / "ethanol.xyz"))[0][:24]
 
 
-def make_network(frames: list[Frame]) -> SchNet:
+def make_network(frames: list[Frame]) -> Network:
     torch.manual_seed(0)
-    return SchNet(
-        find_species(frames),
-        fit_reference_energies(frames, []).energies,
-        cutoff=4.0,
-        features=8,
-        interactions=1,
-        radial=8,
-        average_neighbors=8.0,
-        scale=force_scale(frames),
-    )
+    settings = Settings(4.0, 8, 1, 8, average_neighbors=8.0, scale=force_scale(frames))
+    energies = fit_reference_energies(frames, []).energies
+    return SchNet(find_species(frames), energies, settings).float()
 
 
 def run(
     frames: list[Frame], epochs: int, ema: float = 0.9, weights: Weights = WEIGHTS
-) -> tuple[SchNet, SchNet, list[Epoch]]:
+) -> tuple[Network, Network, list[Epoch]]:
     """Trains on all but four frames; returns network, average and history."""
     network = make_network(frames)
     averaged = copy.deepcopy(network)

@@ -39,9 +39,7 @@ def run(config: DemoConfig) -> int:
     make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
     with as_file(files("mdlearn.data") / "ethanol.xyz") as frames:
         out.print(f"1. A potential for ethanol, from {frames.name} (PBE/def2-SVP)\n")
-        training = TrainConfig(
-            frames=frames, output=folder / "model", budget_min=config.budget_min, features=64
-        )
+        training = TrainConfig(frames=frames, output=folder / "model", budget_min=config.budget_min)
         code = train.run(training)
         if code:
             return code

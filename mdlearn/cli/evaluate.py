@@ -47,7 +47,7 @@ def run(config: EvaluateConfig) -> int:
     for frame in frames:
         require_species(network.species, frame.system, frame.name)
     examples = (to(make_example(frame, network.cutoff), device) for frame in frames)
-    errors = measure(network, examples, Weights(1.0, 1.0, 1.0), network.scale)
+    errors = measure(network, examples, Weights(1.0, 1.0, 1.0), network.settings.scale)
     if config.json_:
         # JSON has no NaN; a quantity without labels has no error.
         print(json.dumps({name: x for name, x in errors._asdict().items() if x == x}))

@@ -30,7 +30,8 @@ from mdlearn.integrators import (
     langevin,
     velocity_verlet,
 )
-from mdlearn.potentials.checkpoint import Model, Network, load_model
+from mdlearn.potentials.checkpoint import Model, load_model
+from mdlearn.potentials.network import Network
 from mdlearn.simulate import Snapshot, maxwell_boltzmann, restore, save, simulate, start
 from mdlearn.system import System
 from mdlearn.trajectory import Trajectory, TrajectoryWriter

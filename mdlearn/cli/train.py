@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
-from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.network import Network
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.loop import Epoch
 from mdlearn.training.loss import Errors
@@ -20,7 +20,7 @@ def run(config: TrainConfig) -> int:
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
 
-        def on_data(data: Data, network: SchNet) -> None:
+        def on_data(data: Data, network: Network) -> None:
             _describe(config, data, network)
 
         def on_step(step: int, steps: int) -> None:
@@ -38,7 +38,7 @@ def run(config: TrainConfig) -> int:
     return 128 + interruption.received if interruption.received else 0
 
 
-def _describe(config: TrainConfig, data: Data, network: SchNet) -> None:
+def _describe(config: TrainConfig, data: Data, network: Network) -> None:
     """Says what goes in, before the long wait."""
     keys = data.keys
     n_test = f", {len(data.test)} to test" if data.test else ""
@@ -53,7 +53,7 @@ def _describe(config: TrainConfig, data: Data, network: SchNet) -> None:
     weights = sum(each.numel() for each in network.parameters())
     err.print(
         f"network     {config.model}, {weights:,} weights, cutoff {config.cutoff_A} Å,"
-        f" {network.settings['average_neighbors']:.1f} neighbors per atom"
+        f" {network.settings.average_neighbors:.1f} neighbors per atom"
     )
     length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:.3g} min"
     size = f"{data.batch_size} frames" if data.batch_size > 1 else "one frame"

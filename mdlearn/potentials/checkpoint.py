@@ -22,13 +22,14 @@ from torch import Tensor
 from mdlearn.errors import MDLearnError, ModelError
 from mdlearn.files import write_atomically
 from mdlearn.neighbors import build
+from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import System
 
 FORMAT_VERSION = 1
-Network = SchNet
-NETWORKS: dict[str, type[Network]] = {"schnet": SchNet}
+NETWORKS: dict[str, type[Network]] = {"schnet": SchNet, "equivariant": Equivariant}
 """Every architecture by the name it has on the command line and in model files."""
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³, positive pulls inward"}
 DAMAGE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError)
@@ -68,7 +69,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "weights_sha256": _hash(weights),
         "architecture": architecture,
-        "settings": network.settings,
+        "settings": network.settings._asdict(),
         "species": list(network.species),
         "reference_energies": {str(z): e for z, e in network.elements.energies().items()},
         "units": UNITS,
@@ -162,7 +163,9 @@ def _make_network(
     if header["architecture"] not in NETWORKS:
         raise ValueError(f"unknown architecture {header['architecture']!r}")
     kind = NETWORKS[header["architecture"]]
-    network = kind(tuple(header["species"]), energies, **header["settings"]).to(dtype)
+    settings = Settings(**header["settings"])
+    settings = settings._replace(closest=tuple((a, b, d) for a, b, d in settings.closest))
+    network = kind(tuple(header["species"]), energies, settings).to(dtype)
     network.load_state_dict(weights)
     return network
 

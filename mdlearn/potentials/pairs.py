@@ -8,6 +8,7 @@ wrong parameter gradients inside a compiled loss that differentiates twice.)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,41 @@ def transpose_sum(g: Tensor, neighbors: Neighbors) -> Tensor:
     """
     total: Tensor = _gather_transpose(g, neighbors.j, neighbors.reverse)
     return total
+
+
+def exchange(g: Tensor, neighbors: Neighbors) -> Tensor:
+    """What the neighbor says to the atom, from what every atom says: g.flat[reverse].
+
+    Args:
+        g: (n_atoms, K, F), in slot n, k what atom n has for its neighbor k.
+        neighbors: the pairs.
+
+    Returns:
+        (n_atoms, K, F), in slot n, k what neighbor k has for atom n. Its own transpose and inverse.
+    """
+    exchanged: Tensor = _exchange(g, neighbors.reverse)
+    return exchanged
+
+
+@torch.library.custom_op("mdlearn::exchange", mutates_args=())
+def _exchange(g: Tensor, reverse: Tensor) -> Tensor:
+    return g.flatten(0, 1).index_select(0, reverse.flatten()).view_as(g)
+
+
+@_exchange.register_fake
+def _(g: Tensor, reverse: Tensor) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+def _remember_reverse(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_of_exchange(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return _exchange(grad.contiguous(), *ctx.saved_tensors), None
+
+
+_exchange.register_autograd(_backward_of_exchange, setup_context=_remember_reverse)
 
 
 @torch.library.custom_op("mdlearn::gather", mutates_args=())
@@ -111,9 +147,33 @@ class GaussianBasis(nn.Module):
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
         self.centers: Tensor
-        self.register_buffer("centers", torch.linspace(0.0, cutoff, size), persistent=False)
+        centers = torch.linspace(0.0, cutoff, size, dtype=torch.float64)
+        self.register_buffer("centers", centers, persistent=False)
         self.coefficient = -0.5 * ((size - 1) / cutoff) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
         """(n_atoms, K) Å -> (n_atoms, K, size)."""
         return torch.exp(self.coefficient * (distance[..., None] - self.centers).square())
+
+
+class ChebyshevBasis(nn.Module):
+    """Chebyshev polynomials of a distance that is stretched where bonds are.
+
+    T_b(cos πy) = cos(bπy) for b = 0, 1, ..., with y = (1 + a) u / (u + a) and u = distance/cutoff.
+    With a = 1/2 half of the resolution lies within the first quarter of the cutoff.
+    """
+
+    stretch = 0.5
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.frequencies: Tensor
+        frequencies = math.pi * torch.arange(size, dtype=torch.float64)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.cutoff = cutoff
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(n_atoms, K) Å -> (n_atoms, K, size)."""
+        u = (distance / self.cutoff).clamp_max(1.0)
+        y = (1.0 + self.stretch) * u / (u + self.stretch)
+        return torch.cos(y[..., None] * self.frequencies)

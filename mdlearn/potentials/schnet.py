@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mdlearn.neighbors import Neighbors
-from mdlearn.potentials.elements import Elements
-from mdlearn.potentials.pairs import GaussianBasis, distances, envelope, gather
-from mdlearn.potentials.wall import Wall
+from mdlearn.potentials.network import Network, Representation, Settings, Size
+from mdlearn.potentials.pairs import GaussianBasis, envelope, gather
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class Interaction(nn.Module):
         return change
 
 
-class SchNet(nn.Module):
+class SchNet(Network):
     """An E(3)-invariant network that sees nothing but distances.
 
     Schütt et al., "SchNet: A continuous-filter convolutional neural network for modeling quantum
@@ -56,91 +55,46 @@ class SchNet(nn.Module):
     the atom's own; the energy of an atom is read off its last features.
 
     Different here: filters carry an envelope with two continuous derivatives; sums over neighbors
-    are divided by the square root of their average number; and the energy is measured from that of
-    the isolated atom, which comes out exactly.
+    are divided by the square root of their average number; and the energy is read off what the
+    interactions changed (with a bias for each element), so that an isolated atom has its own.
     """
+
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "small": Size(64, 3, 25),
+        "medium": Size(128, 3, 50),
+        "large": Size(128, 6, 50),
+    }
 
     def __init__(
         self,
         species: tuple[int, ...],
         reference_energies: Mapping[int, float],
-        *,
-        cutoff: float,
-        features: int,
-        interactions: int,
-        radial: int,
-        average_neighbors: float,
-        scale: float,
-        closest: Sequence[tuple[int, int, float]] = (),
+        settings: Settings,
     ) -> None:
-        """Builds the network with random weights.
-
-        Args:
-            species: atomic numbers that it can be asked about.
-            reference_energies: energy of the isolated atom of each species, eV.
-            cutoff: Å, beyond which atoms do not see each other.
-            features: F, width of the atomic features.
-            interactions: number of interaction blocks.
-            radial: number of Gaussians between zero and the cutoff.
-            average_neighbors: neighbors within the cutoff, averaged over the training atoms.
-            scale: eV that an output of one stands for.
-            closest: where the `Wall` of each pair of elements begins, Å.
-        """
-        super().__init__()
-        self.cutoff = cutoff
-        self.species = species
-        self.scale = scale
-        self.settings: dict[str, Any] = {
-            "cutoff": cutoff,
-            "features": features,
-            "interactions": interactions,
-            "radial": radial,
-            "average_neighbors": average_neighbors,
-            "scale": scale,
-            "closest": [list(each) for each in closest],
-        }
-        self.elements = Elements(species, reference_energies)
-        self.wall = Wall(species, closest)
+        """Builds the network with random weights; see `Network`."""
+        features = settings.features
+        super().__init__(species, reference_energies, settings)
+        self.add_heads(scalars=features)
         self.embedding = nn.Parameter(torch.randn(len(species), features))
-        self.basis = GaussianBasis(radial, cutoff)
+        self.basis = GaussianBasis(settings.radial, settings.cutoff)
         self.interactions = nn.ModuleList(
-            Interaction(features, radial, average_neighbors) for _ in range(interactions)
+            Interaction(features, settings.radial, settings.average_neighbors)
+            for _ in range(settings.interactions)
         )
-        self.readout = nn.Sequential(
-            nn.Linear(features, features // 2), nn.Linear(features // 2, 1)
-        )
-        for layer in self.modules():
+        for layer in self.interactions.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
-        """Atomic energies.
-
-        Args:
-            numbers: (n_atoms,) atomic numbers.
-            r: (n_atoms, K, 3) Å, pair vectors, in any precision; the network's own is used inside.
-            neighbors: the pairs.
-
-        Returns:
-            (n_atoms,) float64 eV.
-        """
-        index = self.elements.index(numbers)
-        distance = distances(r.to(self.embedding.dtype))  # (n_atoms, K)
+    def represent(
+        self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> Representation:
+        """What the interactions changed in the features of each atom; see `Network`."""
         basis = self.basis(distance)  # (n_atoms, K, radial)
         smooth = envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, 1)
-
-        h = self.embedding[index]  # (n_atoms, F)
+        start = self.embedding[index]  # (n_atoms, F)
+        h = start
         for interaction in self.interactions:
             h = h + interaction(h, basis, smooth, neighbors)
-
-        energy = self._read(h) - self._read(self.embedding[index])  # (n_atoms,)
-        wall: Tensor = self.wall(index, distance, neighbors)
-        energy = self.scale * energy + wall
-        return self.elements.reference_energies(index) + energy.double()
-
-    def _read(self, h: Tensor) -> Tensor:
-        hidden, out = self.readout
-        energy: Tensor = out(shifted_softplus(hidden(h)))
-        return energy.squeeze(-1)
+        return Representation(h - start)

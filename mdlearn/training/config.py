@@ -44,12 +44,14 @@ class TrainConfig(Config):
         0.1, gt=0, lt=1, description="share of FRAMES to validate on when --valid is absent"
     )
 
-    model: Literal["schnet"] = Field("schnet", description="the network")
+    model: Literal["schnet", "equivariant"] = Field("equivariant", description="the network")
+    size: Literal["small", "medium", "large"] = Field("medium", description="of the network")
     cutoff_A: float = Field(5.0, gt=0.5, le=20, alias="cutoff", description="how far atoms see, Å")  # noqa: N815
-    features: int = Field(64, ge=1, description="width of the network")
-    interactions: int = Field(3, ge=1, description="interaction blocks of the network")
-    radial: int | None = Field(
-        None, ge=2, description="radial functions [default: 5 per Å of cutoff]"
+    features: int | None = Field(None, ge=1, description="width of the network, instead of --size")
+    interactions: int | None = Field(None, ge=1, description="interaction blocks, likewise")
+    radial: int | None = Field(None, ge=2, description="radial functions, likewise")
+    parity: Literal["o3", "so3"] = Field(
+        "o3", description="so3: a network that can tell mirror images apart"
     )
 
     budget_min: Minutes = Field(
@@ -70,7 +72,9 @@ class TrainConfig(Config):
     batch_size: int | None = Field(
         None, ge=1, description="frames per step [default: about 100 atoms]"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="largest step size of the optimizer")
+    learning_rate: float | None = Field(
+        None, gt=0, description="largest step size of the optimizer [default: the network's own]"
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the running average of the weights")
     energy_weight: float = Field(
         1.0, ge=0, description="weight of the energy per atom in the loss, at first"

@@ -12,7 +12,7 @@ import torch
 
 from mdlearn.errors import UnstableError
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.network import Network
 from mdlearn.training.dataset import Example, batches
 from mdlearn.training.loss import Errors, Weights, loss_of, measure
 
@@ -56,8 +56,8 @@ class Epoch(NamedTuple):
 
 
 def fit(
-    network: SchNet,
-    averaged: SchNet,
+    network: Network,
+    averaged: Network,
     train: Sequence[Example],
     valid: Sequence[Example],
     weights: Weights,
@@ -97,7 +97,7 @@ def fit(
             rate = schedule.learning_rate * min((done + 1) / steps, 1.0 - progress)
             optimizer.param_groups[0]["lr"] = rate
             evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-            loss = loss_of(evaluation, batch, _balance(weights, progress), network.scale)
+            loss = loss_of(evaluation, batch, _balance(weights, progress), network.settings.scale)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -118,7 +118,7 @@ def fit(
                 f" frames in it: {members[first].tolist()}. The best model so far is kept; look at"
                 " these frames, or lower --learning-rate"
             )
-        errors = measure(averaged, valid, _balance(weights, 1.0), network.scale)
+        errors = measure(averaged, valid, _balance(weights, 1.0), network.settings.scale)
         best = errors.loss < lowest
         if best:
             lowest, best_epoch = errors.loss, epoch

@@ -19,8 +19,8 @@ from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import DataError, OutputError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
-from mdlearn.potentials.checkpoint import load_model, save_model
-from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.checkpoint import NETWORKS, load_model, save_model
+from mdlearn.potentials.network import Network, Settings
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import (
     Example,
@@ -67,7 +67,7 @@ class Result(NamedTuple):
 class Watcher(NamedTuple):
     """Whom a run tells how it goes."""
 
-    on_data: Callable[[Data, SchNet], None]
+    on_data: Callable[[Data, Network], None]
     """Before the first step."""
     on_step: Callable[[int, int], None]
     """After each step: steps done in this epoch, and steps in an epoch."""
@@ -155,7 +155,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
         60.0 * config.budget_min,
         config.patience,
         data.batch_size,
-        config.learning_rate,
+        config.learning_rate or network.learning_rate,
         config.ema,
         config.seed,
     )
@@ -179,23 +179,26 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
     if data.test:
         final = load_model(folder, PRECISIONS[config.precision]).network.to(device)
         batches = _in_batches(data.test, config.cutoff_A, data.batch_size, device)
-        test = measure(final, batches, weights, network.scale)
+        test = measure(final, batches, weights, network.settings.scale)
     return Result(folder / "model.safetensors", best.epoch, best.valid, test)
 
 
-def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -> SchNet:
+def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -> Network:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
-    return SchNet(
-        tuple(sorted(data.reference.energies)),
-        data.reference.energies,
+    kind = NETWORKS[config.model]
+    size = kind.sizes[config.size]
+    settings = Settings(
         cutoff=config.cutoff_A,
-        features=config.features,
-        interactions=config.interactions,
-        radial=config.radial or max(8, round(5 * config.cutoff_A)),
+        features=config.features or size.features,
+        interactions=config.interactions or size.interactions,
+        radial=config.radial or size.radial,
         average_neighbors=average_neighbors(examples),
         scale=force_scale(data.train),
-        closest=closest_distances(examples),
+        closest=tuple(closest_distances(examples)),
+        parity=config.parity,
     )
+    species = tuple(sorted(data.reference.energies))
+    return kind(species, data.reference.energies, settings)
 
 
 def _in_batches(

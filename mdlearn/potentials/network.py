@@ -1,0 +1,199 @@
+"""What all networks share: the settings they are made from, and the heads that read them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.elements import Elements
+from mdlearn.potentials.pairs import distances
+from mdlearn.potentials.wall import Wall
+
+EUCLIDEAN = frozenset({"translation", "permutation", "rotation", "reflection"})
+"""What the energy of a network that sees geometry as physics does never changes under."""
+
+
+class Size(NamedTuple):
+    """How large a network is."""
+
+    features: int
+    """Width of the features of an atom."""
+    interactions: int
+    """How often atoms tell each other what they know."""
+    radial: int
+    """Functions of the distance that filters are made of."""
+
+
+class Settings(NamedTuple):
+    """All that a network is made from besides its elements; stored in model files as it is."""
+
+    cutoff: float
+    """Å, beyond which atoms do not see each other."""
+    features: int
+    """See `Size`."""
+    interactions: int
+    """See `Size`."""
+    radial: int
+    """See `Size`."""
+    average_neighbors: float
+    """Neighbors within the cutoff, averaged over the training atoms."""
+    scale: float
+    """eV that an output of one stands for."""
+    closest: tuple[tuple[int, int, float], ...] = ()
+    """Where the `Wall` of each pair of elements begins: atomic numbers and Å."""
+    parity: str = "o3"
+    """`so3` for a network that can tell mirror images apart; most cannot."""
+    dipole: bool = False
+    """Whether there are heads for charges and atomic dipoles."""
+
+
+class Representation(NamedTuple):
+    """What a network knows of every atom; heads turn it into quantities."""
+
+    scalars: Tensor
+    """(n_atoms, F), invariant; zero for an atom without neighbors."""
+    vectors: Tensor | None = None
+    """(n_atoms, 3, G), turning with the system; None where a network has no such features."""
+
+
+class Network(nn.Module, ABC):
+    """A representation of atoms in their surroundings, and heads that read it.
+
+    The energy of an atom is that of its isolated element, plus what the network adds, plus the
+    `Wall`. With the heads for them, it also has a charge and a dipole.
+    """
+
+    sizes: ClassVar[Mapping[str, Size]]
+    """Small, medium and large."""
+    learning_rate: ClassVar[float] = 1e-3
+    """The largest step size of Adam that it learns well with."""
+    symmetries: frozenset[str]
+    """What leaves the energy as it is, by construction; a subset of `EUCLIDEAN`."""
+
+    def __init__(
+        self,
+        species: tuple[int, ...],
+        reference_energies: Mapping[int, float],
+        settings: Settings,
+    ) -> None:
+        """Sets up what does not depend on the architecture.
+
+        Args:
+            species: atomic numbers that the network can be asked about.
+            reference_energies: energy of the isolated atom of each species, eV.
+            settings: what the network is made from.
+        """
+        super().__init__()
+        self.symmetries = EUCLIDEAN
+        self.cutoff = settings.cutoff
+        self.species = species
+        self.settings = settings
+        self.elements = Elements(species, reference_energies)
+        self.wall = Wall(species, settings.closest)
+
+    def add_heads(self, scalars: int, vectors: int = 0) -> None:
+        """Adds what reads the representation; for architectures, when they are built.
+
+        Args:
+            scalars: F of the representation.
+            vectors: G of the representation.
+        """
+        self.energy_head = ScalarHead(scalars, len(self.species))
+        if self.settings.dipole:
+            self.charge_head = ScalarHead(scalars, len(self.species))
+            self.dipole_head = VectorHead(scalars, vectors) if vectors else None
+
+    @abstractmethod
+    def represent(
+        self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> Representation:
+        """The architecture itself.
+
+        Args:
+            index: (n_atoms,) ranks of the elements among the species.
+            r: (n_atoms, K, 3) Å, in the precision of the network.
+            distance: (n_atoms, K) Å, lengths of r, never zero.
+            neighbors: the pairs.
+        """
+
+    def forward(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
+        """Atomic energies.
+
+        Args:
+            numbers: (n_atoms,) atomic numbers.
+            r: (n_atoms, K, 3) Å, pair vectors, in any precision; the network's own is used inside.
+            neighbors: the pairs.
+
+        Returns:
+            (n_atoms,) float64 eV.
+        """
+        index, r, distance = self._geometry(numbers, r)
+        scalars, _ = self.represent(index, r, distance, neighbors)
+        energy: Tensor = self.settings.scale * self.energy_head(scalars, index)
+        energy = energy + self.wall(index, distance, neighbors)
+        return self.elements.reference_energies(index) + energy.double()
+
+    def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
+        """Charges and dipoles of atoms, before their sum is made right; see `evaluate_dipole`.
+
+        Args:
+            numbers: (n_atoms,) atomic numbers.
+            r: (n_atoms, K, 3) Å, pair vectors.
+            neighbors: the pairs.
+
+        Returns:
+            (n_atoms,) float64 e, and (n_atoms, 3) float64 e Å.
+        """
+        index, r, distance = self._geometry(numbers, r)
+        scalars, vectors = self.represent(index, r, distance, neighbors)
+        charges: Tensor = self.charge_head(scalars, index).double()
+        if self.dipole_head is None:
+            return charges, torch.zeros_like(charges)[:, None].repeat(1, 3)
+        dipoles: Tensor = self.dipole_head(scalars, vectors).double()
+        return charges, dipoles
+
+    def _geometry(self, numbers: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r = r.to(self.energy_head.bias.dtype)
+        return self.elements.index(numbers), r, distances(r)
+
+
+class ScalarHead(nn.Module):
+    """One number for each atom from its scalars, zero where they are zero.
+
+    A linear form plus a hidden layer with a bias for each element, less what the bias alone gives.
+    """
+
+    def __init__(self, scalars: int, n_species: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(n_species, hidden))
+        self.hidden = nn.Linear(scalars, hidden, bias=False)
+        self.out = nn.Linear(hidden, 1, bias=False)
+        self.linear = nn.Linear(scalars, 1, bias=False)
+
+    def forward(self, scalars: Tensor, index: Tensor) -> Tensor:
+        """(n_atoms, F) and ranks of the elements (n_atoms,) -> (n_atoms,)."""
+        bias = self.bias[index]  # (n_atoms, hidden)
+        hidden = silu(self.hidden(scalars) + bias) - silu(bias)
+        value: Tensor = self.out(hidden) + self.linear(scalars)
+        return value.squeeze(-1)
+
+
+class VectorHead(nn.Module):
+    """One vector for each atom: its vectors, each times a number that depends on its scalars."""
+
+    def __init__(self, scalars: int, vectors: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(scalars, vectors)
+        self.out = nn.Linear(vectors, vectors)
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """(n_atoms, F) and (n_atoms, 3, G) -> (n_atoms, 3)."""
+        weight = self.out(silu(self.hidden(scalars)))  # (n_atoms, G)
+        total: Tensor = (vectors * weight[:, None]).sum(-1)
+        return total
