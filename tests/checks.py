@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import Neighbors, build, pair_vectors
+from mdlearn.potentials.architectures import ARCHITECTURES
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.pairs import transpose_sum
@@ -44,6 +45,7 @@ def random_network(
     """A small network in float64 whose every parameter is random, biases included."""
     torch.manual_seed(seed)
     settings = Settings(
+        architecture=next(name for name, each in ARCHITECTURES.items() if each is kind),
         cutoff=cutoff,
         features=16,
         interactions=2,

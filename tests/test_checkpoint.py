@@ -162,7 +162,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no golden structures": lambda header: header.pop("golden"),
     "no provenance": lambda header: header.pop("provenance"),
     "no settings": lambda header: header.pop("settings"),
-    "unknown architecture": lambda header: header.update(architecture="ghost"),
+    "unknown architecture": lambda header: header["settings"].update(architecture="ghost"),
     "missing species": lambda header: header.update(species=[1, 6]),
     "species beyond the table": lambda header: header.update(species=[1, 6, 300]),
     "species a number": lambda header: header.update(species=8),

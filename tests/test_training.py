@@ -40,7 +40,7 @@ def frames() -> list[Frame]:
 
 def make_network(frames: list[Frame]) -> Network:
     torch.manual_seed(0)
-    settings = Settings(4.0, 8, 1, 8, average_neighbors=8.0, scale=force_scale(frames))
+    settings = Settings("schnet", 4.0, 8, 1, 8, average_neighbors=8.0, scale=force_scale(frames))
     energies = fit_reference_energies(frames, []).energies
     return SchNet(find_species(frames), energies, settings).float()
 

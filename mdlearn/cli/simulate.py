@@ -31,7 +31,7 @@ from mdlearn.integrators import (
     velocity_verlet,
 )
 from mdlearn.potentials.checkpoint import Model, load_model
-from mdlearn.potentials.network import Network
+from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import Snapshot, maxwell_boltzmann, restore, save, simulate, start
 from mdlearn.system import System
 from mdlearn.trajectory import Trajectory, TrajectoryWriter
@@ -99,7 +99,7 @@ class Setup(NamedTuple):
     """A simulation that is ready to run."""
 
     config: SimulateConfig
-    potential: Network
+    potential: ParametricPotential
     integrator: Integrator
     snapshot: Snapshot
     writer: TrajectoryWriter
@@ -204,7 +204,9 @@ def _structure(path: Path, frame: int) -> ase.Atoms:
     return structures[frame]
 
 
-def _place(model: Model, atoms: ase.Atoms, config: SimulateConfig) -> tuple[Network, System]:
+def _place(
+    model: Model, atoms: ase.Atoms, config: SimulateConfig
+) -> tuple[ParametricPotential, System]:
     """Network and system on the device that was asked for, if they belong together."""
     device = choose_device(config.device)
     system = to_system(atoms)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
-from mdlearn.potentials.network import Network
+from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.loop import Epoch
 from mdlearn.training.loss import Errors
@@ -20,7 +20,7 @@ def run(config: TrainConfig) -> int:
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
 
-        def on_data(data: Data, network: Network) -> None:
+        def on_data(data: Data, network: ParametricPotential) -> None:
             _describe(config, data, network)
 
         def on_step(step: int, steps: int) -> None:
@@ -38,7 +38,7 @@ def run(config: TrainConfig) -> int:
     return 128 + interruption.received if interruption.received else 0
 
 
-def _describe(config: TrainConfig, data: Data, network: Network) -> None:
+def _describe(config: TrainConfig, data: Data, network: ParametricPotential) -> None:
     """Says what goes in, before the long wait."""
     keys = data.keys
     n_test = f", {len(data.test)} to test" if data.test else ""

@@ -1,9 +1,9 @@
 """Model files: safetensors weights with a JSON header. Nothing in them is ever executed.
 
-The header says what the network is (architecture, settings, species, energies of the isolated
-atoms), where it came from, and holds a few golden structures with the energies, forces and stress
-that the network gave for them in float64 when it was saved. They are recomputed on loading: a model
-that loads is the model that was saved.
+The header says what the potential is (settings, species, energies of the isolated atoms) and where
+it came from, and holds a few golden structures with the energies, forces and stress that it gave
+for them in float64 when it was saved. They are recomputed on loading: a model that loads is the
+model that was saved.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from torch import Tensor
 from mdlearn.errors import MDLearnError, ModelError
 from mdlearn.files import write_atomically
 from mdlearn.neighbors import build
-from mdlearn.potentials.equivariant import Equivariant
+from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.network import Network, Settings
-from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.system import System
 
 FORMAT_VERSION = 1
-NETWORKS: dict[str, type[Network]] = {"schnet": SchNet, "equivariant": Equivariant}
-"""Every architecture by the name it has on the command line and in model files."""
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³, positive pulls inward"}
 DAMAGE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError)
 """What a header raises that is JSON, but not ours."""
@@ -41,14 +38,17 @@ GOLDEN_TOLERANCE = 1e-9
 class Model(NamedTuple):
     """A network and what its file says of it."""
 
-    network: Network
+    network: ParametricPotential
     provenance: dict[str, Any]
     """Where it came from: data, labels, configuration, errors, versions."""
     path: Path
 
 
 def save_model(
-    path: Path, network: Network, provenance: Mapping[str, Any], golden: Sequence[System]
+    path: Path,
+    network: ParametricPotential,
+    provenance: Mapping[str, Any],
+    golden: Sequence[System],
 ) -> None:
     """Writes a model file, whole or not at all.
 
@@ -61,14 +61,12 @@ def save_model(
     Raises:
         OutputError: the file cannot be written.
     """
-    architecture = next(name for name, kind in NETWORKS.items() if type(network) is kind)
     weights = {
         name: each.detach().cpu().contiguous() for name, each in network.state_dict().items()
     }
     header = {
         "format_version": FORMAT_VERSION,
         "weights_sha256": _hash(weights),
-        "architecture": architecture,
         "settings": network.settings._asdict(),
         "species": list(network.species),
         "reference_energies": {str(z): e for z, e in network.elements.energies().items()},
@@ -158,14 +156,11 @@ def _hash(weights: Mapping[str, Tensor]) -> str:
 
 def _make_network(
     header: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
-) -> Network:
+) -> ParametricPotential:
     energies = {int(z): energy for z, energy in header["reference_energies"].items()}
-    if header["architecture"] not in NETWORKS:
-        raise ValueError(f"unknown architecture {header['architecture']!r}")
-    kind = NETWORKS[header["architecture"]]
     settings = Settings(**header["settings"])
     settings = settings._replace(closest=tuple((a, b, d) for a, b, d in settings.closest))
-    network = kind(tuple(header["species"]), energies, settings).to(dtype)
+    network = make_potential(tuple(header["species"]), energies, settings).to(dtype)
     network.load_state_dict(weights)
     return network
 
@@ -182,7 +177,7 @@ def _system(stored: Mapping[str, Any]) -> System:
     )
 
 
-def _describe(network: Network, system: System) -> dict[str, Any]:
+def _describe(network: ParametricPotential, system: System) -> dict[str, Any]:
     """One golden structure: geometry, and what the network says of it."""
     evaluation = evaluate(network, system, build(system, network.cutoff))
     periodic = bool(system.pbc.all())

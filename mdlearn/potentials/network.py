@@ -1,4 +1,4 @@
-"""What all networks share: the settings they are made from, and the heads that read them."""
+"""What all potentials with parameters share, and what all networks share beyond that."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class Size(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """All that a network is made from besides its elements; stored in model files as it is."""
+    """All that a potential is made from besides its elements; stored in model files as it is."""
 
+    architecture: str
+    """A name in `ARCHITECTURES`, or several joined by `+`."""
     cutoff: float
     """Å, beyond which atoms do not see each other."""
     features: int
@@ -62,11 +64,11 @@ class Representation(NamedTuple):
     """(n_atoms, 3, G), turning with the system; None where a network has no such features."""
 
 
-class Network(nn.Module, ABC):
-    """A representation of atoms in their surroundings, and heads that read it.
+class ParametricPotential(nn.Module, ABC):
+    """A potential with parameters to be fitted: what training makes and model files hold.
 
-    The energy of an atom is that of its isolated element, plus what the network adds, plus the
-    `Wall`. With the heads for them, it also has a charge and a dipole.
+    The energy of an atom is that of its isolated element, plus that of its interactions, plus the
+    `Wall`.
     """
 
     sizes: ClassVar[Mapping[str, Size]]
@@ -85,9 +87,9 @@ class Network(nn.Module, ABC):
         """Sets up what does not depend on the architecture.
 
         Args:
-            species: atomic numbers that the network can be asked about.
+            species: atomic numbers that the potential can be asked about.
             reference_energies: energy of the isolated atom of each species, eV.
-            settings: what the network is made from.
+            settings: what the potential is made from.
         """
         super().__init__()
         self.symmetries = EUCLIDEAN
@@ -96,6 +98,52 @@ class Network(nn.Module, ABC):
         self.settings = settings
         self.elements = Elements(species, reference_energies)
         self.wall = Wall(species, settings.closest)
+
+    @abstractmethod
+    def interaction(
+        self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> Tensor:
+        """What an atom's energy gains by its neighbors; nothing without any.
+
+        Args:
+            index: (n_atoms,) ranks of the elements among the species.
+            r: (n_atoms, K, 3) Å, in the precision of the parameters.
+            distance: (n_atoms, K) Å, lengths of r, never zero.
+            neighbors: the pairs.
+
+        Returns:
+            (n_atoms,) eV.
+        """
+
+    def forward(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
+        """Atomic energies.
+
+        Args:
+            numbers: (n_atoms,) atomic numbers.
+            r: (n_atoms, K, 3) Å, pair vectors, in any precision; that of the parameters is used
+                inside.
+            neighbors: the pairs.
+
+        Returns:
+            (n_atoms,) float64 eV.
+        """
+        index, r, distance = self.geometry(numbers, r)
+        energy: Tensor = self.interaction(index, r, distance, neighbors)
+        wall: Tensor = self.wall(index, distance, neighbors)
+        energy = energy + wall
+        return self.elements.reference_energies(index) + energy.double()
+
+    def geometry(self, numbers: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks of the elements, and pair vectors and distances in the parameters' precision."""
+        r = r.to(self.wall.start.dtype)
+        return self.elements.index(numbers), r, distances(r)
+
+
+class Network(ParametricPotential):
+    """A representation of atoms in their surroundings, and heads that read it.
+
+    One head gives the energy; others give charges and atomic dipoles, where they are asked for.
+    """
 
     def add_heads(self, scalars: int, vectors: int = 0) -> None:
         """Adds what reads the representation; for architectures, when they are built.
@@ -122,22 +170,13 @@ class Network(nn.Module, ABC):
             neighbors: the pairs.
         """
 
-    def forward(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
-        """Atomic energies.
-
-        Args:
-            numbers: (n_atoms,) atomic numbers.
-            r: (n_atoms, K, 3) Å, pair vectors, in any precision; the network's own is used inside.
-            neighbors: the pairs.
-
-        Returns:
-            (n_atoms,) float64 eV.
-        """
-        index, r, distance = self._geometry(numbers, r)
+    def interaction(
+        self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> Tensor:
+        """The energy that is read off the representation; see `ParametricPotential`."""
         scalars, _ = self.represent(index, r, distance, neighbors)
         energy: Tensor = self.settings.scale * self.energy_head(scalars, index)
-        energy = energy + self.wall(index, distance, neighbors)
-        return self.elements.reference_energies(index) + energy.double()
+        return energy
 
     def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
         """Charges and dipoles of atoms, before their sum is made right; see `evaluate_dipole`.
@@ -150,17 +189,13 @@ class Network(nn.Module, ABC):
         Returns:
             (n_atoms,) float64 e, and (n_atoms, 3) float64 e Å.
         """
-        index, r, distance = self._geometry(numbers, r)
+        index, r, distance = self.geometry(numbers, r)
         scalars, vectors = self.represent(index, r, distance, neighbors)
         charges: Tensor = self.charge_head(scalars, index).double()
         if self.dipole_head is None:
             return charges, torch.zeros_like(charges)[:, None].repeat(1, 3)
         dipoles: Tensor = self.dipole_head(scalars, vectors).double()
         return charges, dipoles
-
-    def _geometry(self, numbers: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r = r.to(self.energy_head.bias.dtype)
-        return self.elements.index(numbers), r, distances(r)
 
 
 class ScalarHead(nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mdlearn.config import PRECISION, Config, parse_duration
 
@@ -13,6 +14,21 @@ Minutes = Annotated[
     float,
     BeforeValidator(lambda text: parse_duration(text, {"s": 1 / 60, "min": 1.0, "h": 60.0})),
 ]
+
+MODELS = ("schnet", "equivariant")
+"""The names of `potentials.architectures`, without the weight of importing them."""
+
+
+def _check_model(name: str) -> str:
+    unknown = [each for each in name.split("+") if each not in MODELS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], MODELS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"expected one of {', '.join(MODELS)}, or several joined by '+'{hint}")
+    return name
+
+
+Model = Annotated[str, AfterValidator(_check_model)]
 
 
 class TrainConfig(Config):
@@ -44,7 +60,9 @@ class TrainConfig(Config):
         0.1, gt=0, lt=1, description="share of FRAMES to validate on when --valid is absent"
     )
 
-    model: Literal["schnet", "equivariant"] = Field("equivariant", description="the network")
+    model: Model = Field(
+        "equivariant", description=f"one of {', '.join(MODELS)}; or a sum, as in equivariant+zbl"
+    )
     size: Literal["small", "medium", "large"] = Field("medium", description="of the network")
     cutoff_A: float = Field(5.0, gt=0.5, le=20, alias="cutoff", description="how far atoms see, Å")  # noqa: N815
     features: int | None = Field(None, ge=1, description="width of the network, instead of --size")

@@ -12,7 +12,7 @@ import torch
 
 from mdlearn.errors import UnstableError
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.network import Network
+from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.dataset import Example, batches
 from mdlearn.training.loss import Errors, Weights, loss_of, measure
 
@@ -56,8 +56,8 @@ class Epoch(NamedTuple):
 
 
 def fit(
-    network: Network,
-    averaged: Network,
+    network: ParametricPotential,
+    averaged: ParametricPotential,
     train: Sequence[Example],
     valid: Sequence[Example],
     weights: Weights,

@@ -19,8 +19,9 @@ from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import DataError, OutputError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
-from mdlearn.potentials.checkpoint import NETWORKS, load_model, save_model
-from mdlearn.potentials.network import Network, Settings
+from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
+from mdlearn.potentials.checkpoint import load_model, save_model
+from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import (
     Example,
@@ -67,7 +68,7 @@ class Result(NamedTuple):
 class Watcher(NamedTuple):
     """Whom a run tells how it goes."""
 
-    on_data: Callable[[Data, Network], None]
+    on_data: Callable[[Data, ParametricPotential], None]
     """Before the first step."""
     on_step: Callable[[int, int], None]
     """After each step: steps done in this epoch, and steps in an epoch."""
@@ -183,11 +184,13 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
     return Result(folder / "model.safetensors", best.epoch, best.valid, test)
 
 
-def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -> Network:
+def make_network(
+    config: TrainConfig, data: Data, examples: Sequence[Example]
+) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
-    kind = NETWORKS[config.model]
-    size = kind.sizes[config.size]
+    size = ARCHITECTURES[config.model.split("+")[0]].sizes[config.size]
     settings = Settings(
+        architecture=config.model,
         cutoff=config.cutoff_A,
         features=config.features or size.features,
         interactions=config.interactions or size.interactions,
@@ -198,7 +201,7 @@ def make_network(config: TrainConfig, data: Data, examples: Sequence[Example]) -
         parity=config.parity,
     )
     species = tuple(sorted(data.reference.energies))
-    return kind(species, data.reference.energies, settings)
+    return make_potential(species, data.reference.energies, settings)
 
 
 def _in_batches(
