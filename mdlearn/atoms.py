@@ -38,6 +38,8 @@ class Labels(NamedTuple):
     """(n_atoms, 3) float64 eV/Å."""
     stress: Tensor
     """(n_systems, 3, 3) float64 eV/Å³, ASE's sign: positive pulls inward."""
+    dipole: Tensor
+    """(n_systems, 3) float64 e Å, from negative to positive, about the origin."""
 
 
 class Keys(NamedTuple):
@@ -46,6 +48,7 @@ class Keys(NamedTuple):
     energy: str
     forces: str | None
     stress: str | None
+    dipole: str | None
 
 
 class Frame(NamedTuple):
@@ -102,20 +105,22 @@ def read_frames(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    dipole_key: str | None = None,
     energy_only: bool = False,
     skip_bad: bool = False,
 ) -> tuple[list[Frame], Keys]:
     """Reads and checks labelled structures.
 
     Without a key from the user, the energy is `free_energy` where every frame has one (it is the
-    one that the forces are the derivative of), else `energy`; forces and stress are what ASE
-    recognizes under these names. Stress is always optional.
+    one that the forces are the derivative of), else `energy`; forces, stress and dipole are what
+    ASE recognizes under these names. Stress and dipole are optional.
 
     Args:
         path: the file.
         energy_key: key of the energy, eV.
         forces_key: key of the forces, eV/Å.
         stress_key: key of the stress, eV/Å³, ASE's sign.
+        dipole_key: key of the dipole, e Å.
         energy_only: accept frames without forces.
         skip_bad: leave out frames that fail a check instead of raising.
 
@@ -136,7 +141,9 @@ def read_frames(
     # A single atom has no forces worth naming, so it does not decide which labels there are.
     labelled = [each for each in sound if len(each[1]) > 1] or sound
     names, structures = [each[0] for each in labelled], [each[1] for each in labelled]
-    keys = _find_keys(structures, names, (energy_key, forces_key, stress_key), energy_only)
+    keys = _find_keys(
+        structures, names, (energy_key, forces_key, stress_key, dipole_key), energy_only
+    )
     frames = []
     for name, atoms, system in sound:
         with _tolerating(skip_bad):
@@ -150,7 +157,7 @@ def _tolerating(bad: bool) -> AbstractContextManager[None]:
 
 
 def to_system(atoms: ase.Atoms) -> System:
-    """One structure of ASE as a system in float64."""
+    """One structure of ASE in float64; `atoms.info["charge"]`, if there, is its charge in e."""
     return System(
         torch.tensor(atoms.positions, dtype=torch.float64),
         torch.tensor(atoms.numbers, dtype=torch.int64),
@@ -158,6 +165,7 @@ def to_system(atoms: ase.Atoms) -> System:
         torch.tensor(atoms.cell.array, dtype=torch.float64)[None],
         torch.tensor(atoms.pbc)[None],
         torch.zeros(len(atoms), dtype=torch.int64),
+        torch.tensor([atoms.info.get("charge", 0.0)], dtype=torch.float64),
     )
 
 
@@ -180,6 +188,8 @@ def check_structure(system: System, name: str) -> None:
             f"{name}: atom {int(dummies[0])} is a dummy (X, atomic number 0); expected an element:"
             " remove it or name the element"
         )
+    if not bool(torch.isfinite(system.charge).all()):
+        raise DataError(f"{name}: the charge is {float(system.charge)}; expected a number in e")
     bad = torch.nonzero(~torch.isfinite(system.positions).all(1)).flatten()
     if len(bad):
         raise DataError(
@@ -217,11 +227,11 @@ def require_species(species: Sequence[int], system: System, name: str) -> None:
 def _find_keys(
     structures: Sequence[ase.Atoms],
     names: Sequence[str],
-    wanted: tuple[str | None, str | None, str | None],
+    wanted: tuple[str | None, str | None, str | None, str | None],
     energy_only: bool,
 ) -> Keys:
     """Settles which key feeds which label; raises unless every frame has it."""
-    energy_key, forces_key, stress_key = wanted
+    energy_key, forces_key, stress_key, dipole_key = wanted
 
     def everywhere(key: str) -> bool:
         return all(_lookup(atoms, key) is not None for atoms in structures)
@@ -246,10 +256,12 @@ def _find_keys(
     if energy_only and forces_key is None and not everywhere("forces"):
         forces = None
     stress = stress_key or ("stress" if everywhere("stress") else None)
+    dipole = dipole_key or ("dipole" if everywhere("dipole") else None)
     return Keys(
         require(energy, "energy"),
         forces and require(forces, "forces"),
         stress and require(stress, "stress"),
+        dipole and require(dipole, "dipole"),
     )
 
 
@@ -278,7 +290,16 @@ def _labels(atoms: ase.Atoms, keys: Keys, name: str) -> Labels:
         stress = stress.reshape(3, 3)
         _check_finite(stress, (3, 3), "stress", name)
         stress = 0.5 * (stress + stress.T)
-    return Labels(torch.tensor(energy)[None], torch.tensor(forces), torch.tensor(stress)[None])
+    dipole = np.full(3, np.nan)
+    if keys.dipole and n > 1:
+        dipole = np.asarray(_lookup(atoms, keys.dipole), np.float64)
+        _check_finite(dipole, (3,), "dipole", name)
+    return Labels(
+        torch.tensor(energy)[None],
+        torch.tensor(forces),
+        torch.tensor(stress)[None],
+        torch.tensor(dipole)[None],
+    )
 
 
 def _check_finite(

@@ -15,7 +15,7 @@ from mdlearn.atoms import require_species, to_system
 from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
 from mdlearn.potentials.checkpoint import load_model
-from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.evaluate import evaluate, evaluate_multipoles
 from mdlearn.system import System
 
 
@@ -23,8 +23,9 @@ class MDLearnCalculator(Calculator):
     """Energies, forces and stress of a model of mdlearn.
 
     `free_energy` equals `energy`: the forces are its exact derivative. Stress is there for systems
-    that have a cell with a volume. The neighbor list is kept while no atom moves by more than half
-    the skin.
+    that have a cell with a volume. Models that were trained on dipoles also give the dipole (e Å,
+    about the origin) and charges of atoms, which sum to `atoms.info["charge"]` or zero. The
+    neighbor list is kept while no atom moves by more than half the skin.
 
     Example:
         >>> atoms.calc = MDLearnCalculator("ethanol-run")
@@ -54,6 +55,8 @@ class MDLearnCalculator(Calculator):
         Calculator.__init__(self)
         self.device = choose_device(device)
         self.network = load_model(model, PRECISIONS[precision]).network.to(self.device)
+        if self.network.settings.dipole:
+            self.implemented_properties = [*self.implemented_properties, "dipole", "charges"]
         self._neighbors: Neighbors | None = None
         self._identity: tuple[Any, ...] = ()
 
@@ -90,6 +93,11 @@ class MDLearnCalculator(Calculator):
             "energies": evaluation.energies.cpu().numpy(),
             "forces": evaluation.forces.cpu().numpy(),
         }
+        if self.network.settings.dipole:
+            with torch.no_grad():
+                multipoles = evaluate_multipoles(self.network, system, self._neighbors)
+            self.results["charges"] = multipoles.charges.cpu().numpy()
+            self.results["dipole"] = multipoles.dipole[0].cpu().numpy()
         stress = evaluation.stress[0].cpu().numpy()
         if not torch.isnan(evaluation.stress).any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

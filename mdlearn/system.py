@@ -33,6 +33,8 @@ class System(NamedTuple):
     """(n_systems, 3) bool, along which cell vectors the system repeats."""
     system: Tensor
     """(n_atoms,) int64, ascending: the system that each atom belongs to."""
+    charge: Tensor
+    """(n_systems,) e, in all."""
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +66,7 @@ def concatenate(systems: Sequence[System]) -> System:
         torch.cat([each.cell for each in systems]),
         torch.cat([each.pbc for each in systems]),
         torch.cat(index),
+        torch.cat([each.charge for each in systems]),
     )
 
 
@@ -81,6 +84,7 @@ def split(system: System) -> list[System]:
             system.cell[i : i + 1],
             system.pbc[i : i + 1],
             torch.zeros_like(numbers[i]),
+            system.charge[i : i + 1],
         )
         for i in range(len(sizes))
     ]
@@ -99,12 +103,29 @@ def sum_by_system(values: Tensor, system: System) -> Tensor:
     Returns:
         (n_systems, ...).
     """
-    n_systems = system.cell.shape[0]
-    if n_systems == 1:
+    if system.cell.shape[0] == 1:
         return values.sum(0, keepdim=True)
-    members = torch.arange(n_systems, device=values.device)[:, None] == system.system
     flat = values.reshape(values.shape[0], -1)
-    return (members.to(values.dtype) @ flat).reshape(n_systems, *values.shape[1:])
+    return (_members(system).to(values.dtype) @ flat).reshape(-1, *values.shape[1:])
+
+
+def share_out(values: Tensor, system: System) -> Tensor:
+    """Gives every atom the quantity of its system; the transpose of `sum_by_system`.
+
+    Args:
+        values: (n_systems,).
+        system: the batch that the atoms belong to.
+
+    Returns:
+        (n_atoms,).
+    """
+    return values @ _members(system).to(values.dtype)
+
+
+def _members(system: System) -> Tensor:
+    """Which atoms belong to which system, (n_systems, n_atoms) bool."""
+    systems = torch.arange(system.cell.shape[0], device=system.system.device)
+    return systems[:, None] == system.system
 
 
 def volume(system: System) -> Tensor:

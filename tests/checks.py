@@ -27,6 +27,9 @@ from mdlearn.potentials.pairs import transpose_sum
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system
 
+Run = Callable[..., tuple[int, str, str]]
+"""What the fixture `run` is: arguments of a verb -> exit code, stdout, stderr."""
+
 SPECIES = (1, 6, 8)
 REFERENCE_ENERGIES = {1: -13.587, 6: -1029.012, 8: -2041.839}
 """eV; as large as an all-electron calculation has them, so that lost digits show."""

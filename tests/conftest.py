@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch is imported anywhere: small tensors gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,8 +16,9 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("checks")
 
-from checks import crystal, molecule, random_schnet  # noqa: E402
+from checks import Run, crystal, molecule, random_schnet  # noqa: E402
 
+from mdlearn import cli  # noqa: E402
 from mdlearn.atoms import to_system  # noqa: E402
 from mdlearn.potentials.checkpoint import save_model  # noqa: E402
 
@@ -37,3 +39,19 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     golden = [to_system(molecule()), to_system(crystal())]
     save_model(path, network, {"data": "random weights"}, golden)
     return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a verb in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["mdlearn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        output = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, output.out, output.err
+
+    return call

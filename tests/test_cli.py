@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+from checks import Run
 
 from mdlearn import Trajectory, cli
 
@@ -24,24 +24,6 @@ H 0.96 0.00 0.00 -0.1 0.0 0.0
 H 0.00 0.96 0.00 0.0 0.0 0.0
 """
 PERIODIC = 'Lattice="8 0 0 0 8 0 0 0 8" pbc="T T T"'
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["mdlearn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        output = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, output.out, output.err
-
-    return call
 
 
 @pytest.fixture(scope="session")

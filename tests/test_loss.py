@@ -26,7 +26,12 @@ def labels_of(evaluation: Evaluation, noise: float = 0.0, seed: int = 0) -> Labe
     def off(values: torch.Tensor) -> torch.Tensor:
         return values + noise * torch.randn(values.shape, generator=generator, dtype=values.dtype)
 
-    return Labels(off(evaluation.energy), off(evaluation.forces), off(evaluation.stress))
+    return Labels(
+        off(evaluation.energy),
+        off(evaluation.forces),
+        off(evaluation.stress),
+        torch.full((len(evaluation.energy), 3), torch.nan),
+    )
 
 
 def example(atoms: ase.Atoms, noise: float = 0.0) -> Example:
@@ -62,7 +67,7 @@ def test_a_perfect_model_has_no_loss() -> None:
     for atoms in (molecule(), crystal()):
         each = example(atoms)
         evaluation = evaluate(network, each.system, each.neighbors)
-        assert float(loss_of(evaluation, each, ALL, 1.3)) < 1e-20
+        assert float(loss_of(evaluation, None, each, ALL, 1.3)) < 1e-20
         errors = measure(network, [each], ALL, 1.3)
         assert errors.energy_mae_meV == errors.forces_mae_meV_per_A == 0.0
 
@@ -89,7 +94,9 @@ def test_loss_is_the_formula(noise: float) -> None:
         + 1.1 * by_hand(forces, scale)
         + 0.6 * by_hand(virials, scale)
     )
-    assert float(loss_of(evaluation, batch, weights, scale)) == pytest.approx(expected, rel=1e-11)
+    assert float(loss_of(evaluation, None, batch, weights, scale)) == pytest.approx(
+        expected, rel=1e-11
+    )
 
 
 def test_missing_labels_do_not_count() -> None:
@@ -104,10 +111,14 @@ def test_missing_labels_do_not_count() -> None:
         (full.labels._replace(forces=full.labels.forces * nan), Weights(1.0, 0.0, 1.0)),
         (full.labels._replace(energy=full.labels.energy * nan), Weights(0.0, 1.0, 1.0)),
     ):
-        found = loss_of(evaluation, full._replace(labels=label), ALL, 1.0)
-        assert float(found) == pytest.approx(float(loss_of(evaluation, full, weights, 1.0)))
+        found = loss_of(evaluation, None, full._replace(labels=label), ALL, 1.0)
+        assert float(found) == pytest.approx(float(loss_of(evaluation, None, full, weights, 1.0)))
     found = loss_of(
-        evaluation, full._replace(labels=full.labels._replace(forces=half)), Weights(0, 1, 0), 1.0
+        evaluation,
+        None,
+        full._replace(labels=full.labels._replace(forces=half)),
+        Weights(0, 1, 0),
+        1.0,
     )
     errors = (evaluation.forces - full.labels.forces)[4:].flatten().tolist()
     assert float(found) == pytest.approx(by_hand(errors, 1.0), rel=1e-12)
@@ -120,7 +131,7 @@ def test_gradient_is_finite_where_labels_are_missing_and_is_the_derivative() -> 
 
     def loss(create_graph: bool) -> torch.Tensor:
         evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=create_graph)
-        return loss_of(evaluation, batch, ALL, 0.8)
+        return loss_of(evaluation, None, batch, ALL, 0.8)
 
     parameters = dict(network.named_parameters())
     gradients = torch.autograd.grad(loss(True), list(parameters.values()), allow_unused=True)

@@ -61,7 +61,7 @@ def run(
 
 
 def relabel(frame: Frame, energy: float) -> Frame:
-    labels = Labels(torch.tensor([energy]), frame.labels.forces, frame.labels.stress)
+    labels = Labels(torch.tensor([energy]), *frame.labels[1:])
     return frame._replace(labels=labels)
 
 
@@ -86,7 +86,12 @@ class TestReferenceEnergies:
                 system=system.system[kept],
             )
             energy = sum(truth[z] for z in part.numbers.tolist())
-            labels = Labels(torch.tensor([energy]), part.positions * 0.0, torch.zeros(1, 3, 3))
+            labels = Labels(
+                torch.tensor([energy]),
+                part.positions * 0.0,
+                torch.zeros(1, 3, 3),
+                torch.full((1, 3), torch.nan),
+            )
             made.append(Frame("made", part, labels))
         found = fit_reference_energies(made, [])
         assert found.source == "least squares"

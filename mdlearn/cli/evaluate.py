@@ -27,6 +27,7 @@ class EvaluateConfig(Config):
     energy_key: str | None = Field(None, description="key of the energy in eV")
     forces_key: str | None = Field(None, description="key of the forces in eV/Å")
     stress_key: str | None = Field(None, description="key of the stress in eV/Å³")
+    dipole_key: str | None = Field(None, description="key of the dipole in e Å")
     energy_only: bool = Field(False, description="accept frames without forces")
     json_: bool = Field(False, alias="json", description="print JSON")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
@@ -42,6 +43,7 @@ def run(config: EvaluateConfig) -> int:
         energy_key=config.energy_key,
         forces_key=config.forces_key,
         stress_key=config.stress_key,
+        dipole_key=config.dipole_key,
         energy_only=config.energy_only,
     )
     for frame in frames:

@@ -24,13 +24,13 @@ from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.integrators import (
     Integrator,
-    State,
     conserved_energy,
     kinetic_energy,
     langevin,
     velocity_verlet,
 )
 from mdlearn.potentials.checkpoint import Model, load_model
+from mdlearn.potentials.evaluate import evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import Snapshot, maxwell_boltzmann, restore, save, simulate, start
 from mdlearn.system import System
@@ -48,6 +48,8 @@ OBSERVABLES = {
     "conserved_energy": "eV",
     "temperature": "K",
 }
+DIPOLE = {"dipole_x": "e Angstrom", "dipole_y": "e Angstrom", "dipole_z": "e Angstrom"}
+"""Of models that were trained on dipoles; about the origin, atoms not wrapped."""
 COMMIT_S = 2.0
 """Seconds between commits of the trajectory; what a crash of the machine can cost."""
 
@@ -147,13 +149,14 @@ def _prepare(config: SimulateConfig) -> Setup:
         numbers=atoms.numbers,
         masses=atoms.get_masses(),
         pbc=atoms.pbc,
-        observables=OBSERVABLES,
-        provenance=_provenance(config, model),
+        observables=OBSERVABLES | (DIPOLE if network.settings.dipole else {}),
+        provenance=_provenance(config, model) | {"charge": float(system.charge)},
         restart=save(snapshot),
         overwrite=config.overwrite,
     )
-    _append(writer, config, snapshot.state)
-    return Setup(config, network, integrator, snapshot, writer)
+    setup = Setup(config, network, integrator, snapshot, writer)
+    _append(setup, snapshot)
+    return setup
 
 
 def _resume(wanted: SimulateConfig) -> Setup:
@@ -163,6 +166,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
         stored = json.loads(str(trajectory.provenance["configuration"]))
         model_sha256 = trajectory.provenance["model_sha256"]
         restart = trajectory.restart()
+        charge = float(trajectory.provenance["charge"])
         numbers, masses, pbc = trajectory.numbers, trajectory.masses, trajectory.pbc
     changed = {"steps", "time_fs"} & wanted.model_fields_set
     others = wanted.model_fields_set - changed - {"resume", "device"}
@@ -187,7 +191,12 @@ def _resume(wanted: SimulateConfig) -> Setup:
             " put that one back, or start a new trajectory"
         )
     atoms = ase.Atoms(
-        numbers, restart["positions"], cell=restart["cell"][0], pbc=pbc, masses=masses
+        numbers,
+        restart["positions"],
+        cell=restart["cell"][0],
+        pbc=pbc,
+        masses=masses,
+        info={"charge": charge},
     )
     network, system = _place(model, atoms, config)
     integrator = _integrator(config)
@@ -236,7 +245,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             latest = snapshot
             state, now = snapshot.state, time.monotonic()
             if state.step % config.every == 0:
-                _append(writer, config, state)
+                _append(setup, snapshot)
             if now - committed > COMMIT_S:
                 writer.commit(save(snapshot))
                 committed = now
@@ -261,22 +270,28 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             writer.commit(save(latest))
 
 
-def _append(writer: TrajectoryWriter, config: SimulateConfig, state: State) -> None:
+def _append(setup: Setup, snapshot: Snapshot) -> None:
+    config, state = setup.config, snapshot.state
     system = state.system
     kinetic = float(kinetic_energy(state))
-    writer.append(
+    observables = {
+        "potential_energy": float(state.evaluation.energy),
+        "kinetic_energy": kinetic,
+        "conserved_energy": float(conserved_energy(state)),
+        "temperature": _temperature(config, kinetic, len(system.numbers)),
+    }
+    if setup.potential.settings.dipole:
+        with torch.no_grad():
+            moment = evaluate_multipoles(setup.potential, system, snapshot.neighbors).dipole[0]
+        observables |= dict(zip(DIPOLE, moment.tolist(), strict=True))
+    setup.writer.append(
         step=state.step,
         time_fs=state.step * config.timestep_fs,
         positions=system.positions.cpu().numpy(),
         velocities=(state.momenta / system.masses[:, None]).cpu().numpy(),
         forces=state.evaluation.forces.cpu().numpy(),
         cell=system.cell[0].cpu().numpy(),
-        observables={
-            "potential_energy": float(state.evaluation.energy),
-            "kinetic_energy": kinetic,
-            "conserved_energy": float(conserved_energy(state)),
-            "temperature": _temperature(config, kinetic, len(system.numbers)),
-        },
+        observables=observables,
     )
 
 

@@ -47,7 +47,8 @@ def _describe(config: TrainConfig, data: Data, network: ParametricPotential) -> 
         f"labels      energy from '{keys.energy}'"
         + (f", forces from '{keys.forces}'" if keys.forces else ", no forces")
         + (f", stress from '{keys.stress}'" if keys.stress else ", no stress")
-        + " (taken as eV, eV/Å, eV/Å³)"
+        + (f", dipole from '{keys.dipole}'" if keys.dipole else "")
+        + f" (taken as eV, eV/Å, eV/Å³{', e Å' if keys.dipole else ''})"
     )
     err.print(f"atoms       energies of isolated atoms: {data.reference.source}")
     weights = sum(each.numel() for each in network.parameters())
@@ -92,6 +93,7 @@ def error_table() -> Table:
         "forces\nmeV/Å",
         "(rmse)\nmeV/Å",
         "stress\nmeV/Å³",
+        "dipole\nme Å",
     ):
         table.add_column(name, justify="right")
     return table
@@ -99,7 +101,7 @@ def error_table() -> Table:
 
 def add_errors(table: Table, name: str, errors: Errors) -> None:
     """Adds a row of errors; a dash where there are no labels."""
-    table.add_row(name, *(_figure(x) for x in errors[:5]))
+    table.add_row(name, *(_figure(x) for x in errors[:6]))
 
 
 def _figure(value: float) -> str:

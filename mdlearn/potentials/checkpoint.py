@@ -174,6 +174,7 @@ def _system(stored: Mapping[str, Any]) -> System:
         torch.tensor(stored["cell"], dtype=torch.float64)[None],
         torch.tensor(stored["pbc"])[None],
         torch.zeros(len(numbers), dtype=torch.int64),
+        torch.zeros(1, dtype=torch.float64),
     )
 
 

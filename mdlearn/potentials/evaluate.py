@@ -14,14 +14,14 @@ system that wants to expand.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.pairs import transpose_sum
-from mdlearn.system import Evaluation, System, sum_by_system, volume
+from mdlearn.system import Evaluation, System, share_out, sum_by_system, volume
 
 
 class Potential(Protocol):
@@ -40,6 +40,43 @@ class Potential(Protocol):
     def __call__(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
         """Numbers (n_atoms,) and r (n_atoms, K, 3) Å -> atomic energies (n_atoms,) eV."""
         ...
+
+
+class Multipoles(NamedTuple):
+    """How charge is distributed in a batch of systems, as far as a network tells."""
+
+    charges: Tensor
+    """(n_atoms,) e; they sum to the charge of each system."""
+    dipole: Tensor
+    """(n_systems, 3) e Å, from negative to positive, about the origin."""
+
+
+class Multipolar(Protocol):
+    """A network that tells charges and atomic dipoles."""
+
+    def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
+        """Charges (n_atoms,) e, whatever their sum, and atomic dipoles (n_atoms, 3) e Å."""
+        ...
+
+
+def evaluate_multipoles(network: Multipolar, system: System, neighbors: Neighbors) -> Multipoles:
+    """Charges of atoms and dipoles of systems.
+
+    What the charges of a system lack is shared out evenly among its atoms. The dipole is
+    μ = sum_n (q[n] x[n] + μ[n]) with unwrapped positions x and atomic dipoles μ[n]: it turns with
+    the system; a shift by t adds Q t for a system with charge Q, and nothing for a neutral one. In
+    a periodic system it depends on which image of each atom is meant.
+
+    Args:
+        network: one with the heads for it.
+        system: the batch.
+        neighbors: its pairs, up to at least the network's cutoff.
+    """
+    r = pair_vectors(system, neighbors)
+    raw, dipoles = network.multipoles(system.numbers, r, neighbors)
+    n_atoms = sum_by_system(torch.ones_like(raw), system)
+    charges = raw + share_out((system.charge - sum_by_system(raw, system)) / n_atoms, system)
+    return Multipoles(charges, sum_by_system(charges[:, None] * system.positions + dipoles, system))
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from mdlearn.errors import ModelError
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.pairs import distances
@@ -133,6 +134,17 @@ class ParametricPotential(nn.Module, ABC):
         energy = energy + wall
         return self.elements.reference_energies(index) + energy.double()
 
+    def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
+        """Charges and dipoles of atoms, before the charges are made to sum up; see `Network`.
+
+        Raises:
+            ModelError: the potential has nothing to say about charges.
+        """
+        raise ModelError(
+            f"this model ({self.settings.architecture}) has no charges and dipoles; train a network"
+            " on frames with dipole labels"
+        )
+
     def geometry(self, numbers: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks of the elements, and pair vectors and distances in the parameters' precision."""
         r = r.to(self.wall.start.dtype)
@@ -179,7 +191,7 @@ class Network(ParametricPotential):
         return energy
 
     def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
-        """Charges and dipoles of atoms, before their sum is made right; see `evaluate_dipole`.
+        """Charges and dipoles of atoms, as `evaluate_multipoles` needs them.
 
         Args:
             numbers: (n_atoms,) atomic numbers.
@@ -188,7 +200,12 @@ class Network(ParametricPotential):
 
         Returns:
             (n_atoms,) float64 e, and (n_atoms, 3) float64 e Å.
+
+        Raises:
+            ModelError: `settings.dipole` is not set.
         """
+        if not self.settings.dipole:
+            return super().multipoles(numbers, r, neighbors)
         index, r, distance = self.geometry(numbers, r)
         scalars, vectors = self.represent(index, r, distance, neighbors)
         charges: Tensor = self.charge_head(scalars, index).double()

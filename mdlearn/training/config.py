@@ -52,6 +52,7 @@ class TrainConfig(Config):
     stress_key: str | None = Field(
         None, description="key of the stress in eV/Å³, positive pulls inward"
     )
+    dipole_key: str | None = Field(None, description="key of the dipole in e Å, about the origin")
     energy_only: bool = Field(False, description="accept frames without forces")
     skip_bad: bool = Field(
         False, description="leave out frames that fail a check, instead of stopping"
@@ -101,6 +102,10 @@ class TrainConfig(Config):
         1.0, ge=0, description="weight of the force components in the loss"
     )
     stress_weight: float = Field(1.0, ge=0, description="weight of the virial per atom in the loss")
+
+    dipole_weight: float = Field(
+        1.0, ge=0, description="weight of the dipole in the loss; 0: a model without dipoles"
+    )
 
     seed: int = Field(0, ge=0, description="of initial weights, split and order of frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")

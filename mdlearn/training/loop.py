@@ -14,7 +14,7 @@ from mdlearn.errors import UnstableError
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.dataset import Example, batches
-from mdlearn.training.loss import Errors, Weights, loss_of, measure
+from mdlearn.training.loss import Errors, Weights, dipole_of, loss_of, measure
 
 CLIP = 10.0
 """Largest norm of the gradient of the loss; only the odd batch of the first epochs is longer."""
@@ -97,7 +97,9 @@ def fit(
             rate = schedule.learning_rate * min((done + 1) / steps, 1.0 - progress)
             optimizer.param_groups[0]["lr"] = rate
             evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-            loss = loss_of(evaluation, batch, _balance(weights, progress), network.settings.scale)
+            dipole = dipole_of(network, batch)
+            now = _balance(weights, progress)
+            loss = loss_of(evaluation, dipole, batch, now, network.settings.scale)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)

@@ -92,6 +92,7 @@ def read_data(config: TrainConfig) -> Data:
             energy_key=config.energy_key,
             forces_key=config.forces_key,
             stress_key=config.stress_key,
+            dipole_key=config.dipole_key,
             energy_only=config.energy_only or path == config.isolated_atoms,
             skip_bad=config.skip_bad,
         )
@@ -150,7 +151,9 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
     write_atomically(folder / "config.toml", to_toml(resolved).encode())
     watcher.on_data(data, network)
 
-    weights = Weights(config.energy_weight, config.forces_weight, config.stress_weight)
+    weights = Weights(
+        config.energy_weight, config.forces_weight, config.stress_weight, config.dipole_weight
+    )
     schedule = Schedule(
         config.epochs,
         60.0 * config.budget_min,
@@ -199,6 +202,7 @@ def make_network(
         scale=force_scale(data.train),
         closest=tuple(closest_distances(examples)),
         parity=config.parity,
+        dipole=data.keys.dipole is not None and config.dipole_weight > 0.0,
     )
     species = tuple(sorted(data.reference.energies))
     return make_potential(species, data.reference.energies, settings)
