@@ -211,6 +211,38 @@ class TestEvaluate:
         rmse = 1e3 * np.sqrt(np.square(forces).mean())
         assert found["forces_rmse_meV_per_A"] == pytest.approx(rmse, rel=1e-6)
 
+    def test_average_over_rotations(self, here: Path, run: Run) -> None:
+        import torch
+
+        from mdlearn.atoms import read_frames
+        from mdlearn.potentials.checkpoint import load_model
+        from mdlearn.potentials.unconstrained import RotationAverage
+        from mdlearn.training.dataset import make_example
+        from mdlearn.training.loss import Weights, measure
+
+        train = ["train", "frames.xyz", "--model", "unconstrained", "--features", "8"]
+        assert run(*train, "--epochs", 2, "--output", "free")[0] == 0
+        evaluate = ["frames.xyz", "--json", "--precision", "float64"]
+
+        def errors(model: str, rotations: int) -> dict[str, float]:
+            code, out, _ = run("evaluate", model, *evaluate, "--rotations", rotations)
+            assert code == 0
+            return json.loads(out)
+
+        assert errors("run", 3) == pytest.approx(errors("run", 1), rel=1e-9)  # it is invariant
+        network = load_model(here / "free", torch.float64).network
+        average = RotationAverage(network, 3).double()
+        frames, _ = read_frames(here / "frames.xyz")
+        examples = [make_example(frame, network.cutoff) for frame in frames]
+        scale = network.settings.scale
+        expected = measure(average, examples, Weights(1.0, 1.0, 1.0), scale)
+        found, plain = errors("free", 3), errors("free", 1)
+        assert found["forces_mae_meV_per_A"] == pytest.approx(expected.forces_mae_meV_per_A)
+        assert found["energy_mae_meV"] != pytest.approx(plain["energy_mae_meV"], rel=1e-4)
+        code, _, err = run("evaluate", "free", *evaluate, "--rotations", 0)
+        assert code == 2
+        assert "--rotations" in err
+
     def test_unknown_element(self, here: Path, run: Run) -> None:
         (here / "bad.xyz").write_text(FRAME.replace("O 0.00", "Si 0.00"))
         code, _, err = run("evaluate", "run", "bad.xyz")
@@ -223,6 +255,94 @@ class TestEvaluate:
         code, _, err = run("evaluate", "bad.safetensors", "frames.xyz")
         assert code == 4
         assert "bad.safetensors: not a model" in err
+
+
+class TestCheck:
+    def test_trained_model_holds(self, here: Path, run: Run) -> None:
+        code, out, err = run("check", "run", "start.xyz")
+        assert code == 0
+        assert "all 17 claims hold" in out
+        assert "rotation" in out
+        assert not err
+
+    def test_training_stores_what_the_verb_measures(self, here: Path, run: Run) -> None:
+        from mdlearn import load_model
+
+        code, out, _ = run("check", "run", "--json")
+        assert code == 0
+        stored = load_model("run").certificate
+        assert stored is not None
+        for found, expected in zip(json.loads(out), stored, strict=True):
+            assert found["value"] == pytest.approx(expected.value, rel=0.5, abs=1e-12)
+            assert found == {**expected._asdict(), "value": found["value"]}
+        code, out, _ = run("info", "run")
+        assert code == 0
+        assert "certificate  all 17 claims hold" in out
+        assert "energy excursion" in out
+
+    def test_training_says_what_holds(
+        self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train = ["train", "frames.xyz", "--epochs", "1", "--features", "8", "--output", "hasty"]
+        monkeypatch.setattr("mdlearn.certificate.DRIFT", np.inf)
+        monkeypatch.setattr("mdlearn.certificate.EXCURSION", 1e-9)
+        code, out, _ = run(*train, "--model", "schnet")
+        assert code == 0  # there is a model, whatever it is worth
+        assert "certificate: does not hold: energy excursion (" in out
+        # A network that has seen every frame once may be too rough for any dynamics.
+        monkeypatch.setattr("mdlearn.certificate.EXCURSION", np.inf)
+        code, out, _ = run(*train, "--parity", "so3", "--overwrite")
+        assert code == 0
+        assert "certificate: all 16 claims hold; reported only: reflection" in out
+
+    def test_older_model_has_no_certificate(self, here: Path, run: Run) -> None:
+        from test_checkpoint import edit
+
+        path = here / "run" / "model.safetensors"
+        edit(path, lambda header: header.pop("certificate"), here / "older.safetensors")
+        code, out, _ = run("info", "older.safetensors")
+        assert code == 0
+        assert "certificate  none" in out
+        assert run("check", "older.safetensors")[0] == 0
+
+    @pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+    def test_claim_that_does_not_hold_is_named(
+        self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
+    ) -> None:
+        monkeypatch.setattr("mdlearn.certificate.EXCURSION", 1e-9)
+        code, out, err = run("check", "run", *options)
+        assert code == 4
+        assert "does not hold" in out  # the report comes first
+        assert "run/model.safetensors: does not hold: energy excursion (" in err
+        assert "limit 1e-09)" in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("content", "code", "said"),
+        [
+            (FRAME.replace("O 0.00", "Si 0.00"), 4, "bad.xyz: atom 0 is Si"),
+            (FRAME.replace("H 0.96", "H 0.01"), 3, "0.010 Å apart"),
+            (FRAME.replace("H 0.96", "H nan"), 3, "atom 1 has the position"),
+            ("", 3, "empty"),
+        ],
+    )
+    def test_bad_structures(self, here: Path, run: Run, content: str, code: int, said: str) -> None:
+        (here / "bad.xyz").write_text(content)
+        found, out, err = run("check", "run", "bad.xyz")
+        assert found == code
+        assert said in err
+        assert not out
+
+    def test_files_that_are_not_there_or_no_models(self, here: Path, run: Run) -> None:
+        for arguments, code, said in (
+            ([], 2, "--model"),
+            (["ghost"], 4, "ghost: no such model"),
+            (["start.xyz"], 4, "start.xyz: not a model"),
+            (["run", "ghost.xyz"], 3, "ghost.xyz: no such file"),
+        ):
+            found, out, err = run("check", *arguments)
+            assert (found, out) == (code, "")
+            assert said in err
 
 
 class TestSimulate:
@@ -347,6 +467,20 @@ class TestSimulate:
             last = int(trajectory.restart()["step"])
             assert trajectory.steps[-1] == last - last % 5
         assert run("simulate", "--resume", "start-traj.h5", "--steps", last + 5)[0] == 0
+
+
+def test_only_one_network_tells_mirror_images_apart(run: Run, here: Path) -> None:
+    code, _, err = run("train", "frames.xyz", "--model", "schnet", "--parity", "so3")
+    assert code == 2
+    assert "--parity so3: only the model equivariant" in err
+    assert outputs(here) == set()
+
+
+def test_unknown_network_names_the_nearest(run: Run, here: Path) -> None:
+    code, _, err = run("train", "frames.xyz", "--model", "equivarient")
+    assert code == 2
+    assert "did you mean 'equivariant'?" in err
+    assert outputs(here) == set()
 
 
 def test_help_has_examples_and_starts_without_torch(run: Run) -> None:

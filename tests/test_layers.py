@@ -30,9 +30,20 @@ ALLOWED = {
     "potentials": {"potentials", *CORE},
     "integrators": {"integrators", *CORE},
     "simulate": {"integrators", "potentials.evaluate", *CORE},
+    "probes": CORE,
+    "certificate": {"probes", "simulate", "integrators", "potentials", *CORE},
     "atoms": CORE,
     "calculator": {"atoms", "potentials", "device", *CORE},
-    "training": {"training", "potentials", "atoms", "config", "device", "files", *CORE},
+    "training": {
+        "training",
+        "certificate",
+        "potentials",
+        "atoms",
+        "config",
+        "device",
+        "files",
+        *CORE,
+    },
 }
 FILES_FOR_CHECKPOINTS = {"files"}
 

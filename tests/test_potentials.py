@@ -30,6 +30,7 @@ from mdlearn.atoms import to_system
 from mdlearn.neighbors import build
 from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.equivariant import Equivariant
+from mdlearn.potentials.network import EUCLIDEAN
 from mdlearn.potentials.pairs import GaussianBasis, distances, envelope, gather, transpose_sum
 
 
@@ -69,6 +70,13 @@ class TestSchNetWithWalls(PotentialChecks):
 class TestEquivariant(PotentialChecks):
     def make(self) -> nn.Module:
         return random_network(Equivariant)
+
+
+class TestChiralEquivariant(PotentialChecks):
+    symmetries = EUCLIDEAN - {"reflection"}
+
+    def make(self) -> nn.Module:
+        return random_network(Equivariant, parity="so3")
 
 
 class TestLennardJones(PotentialChecks):

@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a potential on labelled frames",
     "simulate": "run molecular dynamics with a trained potential",
     "evaluate": "measure the errors of a model on labelled frames",
+    "check": "measure what a model promises: symmetries, derivatives, conservation",
     "info": "say what a model or a trajectory holds",
 }
 

@@ -15,6 +15,7 @@ from mdlearn.cli.train import add_errors, error_table
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.potentials.checkpoint import load_model
+from mdlearn.potentials.unconstrained import RotationAverage
 from mdlearn.training.dataset import make_example, to
 from mdlearn.training.loss import Weights, measure
 
@@ -29,6 +30,9 @@ class EvaluateConfig(Config):
     stress_key: str | None = Field(None, description="key of the stress in eV/Å³")
     dipole_key: str | None = Field(None, description="key of the dipole in e Å")
     energy_only: bool = Field(False, description="accept frames without forces")
+    rotations: int = Field(
+        1, ge=1, description="average over so many orientations; for networks without that symmetry"
+    )
     json_: bool = Field(False, alias="json", description="print JSON")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
@@ -37,7 +41,10 @@ class EvaluateConfig(Config):
 def run(config: EvaluateConfig) -> int:
     """Measures and prints."""
     device = choose_device(config.device)
-    network = load_model(config.model, PRECISIONS[config.precision]).network.to(device)
+    dtype = PRECISIONS[config.precision]
+    network = load_model(config.model, dtype).network.to(device)
+    if config.rotations > 1:
+        network = RotationAverage(network, config.rotations).to(device, dtype)
     frames, _ = read_frames(
         config.frames,
         energy_key=config.energy_key,

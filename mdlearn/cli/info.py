@@ -10,6 +10,7 @@ from ase.formula import Formula
 from pydantic import Field
 
 from mdlearn.analysis import energy_drift, first_broken_bond
+from mdlearn.cli.check import summary, table
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
 from mdlearn.config import Config
@@ -43,11 +44,17 @@ def _model(path: Path) -> None:
     elements = ", ".join(chemical_symbols[z] for z in network.species)
     out.print(f"model        {model.path}; reproduces its golden structures")
     out.print(
-        f"network      {type(network).__name__}, {weights:,} weights, cutoff {network.cutoff} Å"
+        f"network      {network.settings.architecture}, {weights:,} weights, cutoff"
+        f" {network.cutoff} Å"
     )
     out.print(f"elements     {elements}")
     for name, value in model.provenance.items():
         out.print(f"{name.replace('_', ' '):<12} {json.dumps(value, ensure_ascii=False)}")
+    if model.certificate is None:
+        out.print("certificate  none; training did not end, or is older: see mdlearn check")
+        return
+    out.print(f"certificate  {summary(model.certificate)}")
+    out.print(table(model.certificate))
 
 
 def _trajectory(path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 
 from rich.table import Table
 
+from mdlearn.cli.check import summary
 from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
 from mdlearn.potentials.network import ParametricPotential
@@ -79,6 +80,7 @@ def report(config: TrainConfig, result: Result, last: Epoch) -> None:
         add_errors(table, "test", result.test)
     out.print(table)
     out.print(f"{last.epoch} epochs in {hms(last.seconds)}; best: epoch {result.epoch}")
+    out.print(f"certificate: {summary(result.certificate)}")
     out.print(f"model in {result.model}")
     out.print(f"next: mdlearn simulate {result.model.parent} {config.frames}")
 

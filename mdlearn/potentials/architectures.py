@@ -8,13 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.classical import ZBL, LennardJones, Morse
+from mdlearn.potentials.composition import Composition
+from mdlearn.potentials.egnn import EGNN
 from mdlearn.potentials.equivariant import Equivariant
-from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings
+from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings, Size
+from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.unconstrained import Unconstrained
 
 ARCHITECTURES: dict[str, type[ParametricPotential]] = {
+    "composition": Composition,
+    "unconstrained": Unconstrained,
     "schnet": SchNet,
+    "egnn": EGNN,
+    "painn": PaiNN,
     "equivariant": Equivariant,
+    "lennard-jones": LennardJones,
+    "morse": Morse,
+    "zbl": ZBL,
 }
 """Every architecture by the name it has on the command line and in model files."""
 
@@ -29,12 +41,12 @@ class Sum(ParametricPotential):
         settings: Settings,
     ) -> None:
         """Builds the parts from the same settings; see `ParametricPotential`."""
-        super().__init__(species, reference_energies, settings)
         parts = [
-            ARCHITECTURES[name](species, reference_energies, settings)
-            for name in settings.architecture.split("+")
+            kind(species, reference_energies, settings) for kind in _kinds(settings.architecture)
         ]
-        self.symmetries = EUCLIDEAN.intersection(*(each.symmetries for each in parts))
+        dipole = any(part.settings.dipole for part in parts)
+        super().__init__(species, reference_energies, settings._replace(dipole=dipole))
+        self.symmetries = EUCLIDEAN.intersection(*(part.symmetries for part in parts))
         self.parts = nn.ModuleList(parts)
 
     def interaction(
@@ -46,6 +58,39 @@ class Sum(ParametricPotential):
             assert isinstance(part, ParametricPotential)
             energy = energy + part.interaction(index, r, distance, neighbors)
         return energy
+
+    def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
+        """The sums of the charges and dipoles of the parts that have some; see `Network`."""
+        if not self.settings.dipole:
+            return super().multipoles(numbers, r, neighbors)
+        charges = torch.zeros_like(r[:, 0, 0], dtype=torch.float64)
+        dipoles = torch.zeros_like(r[:, 0], dtype=torch.float64)
+        for part in self.parts:
+            assert isinstance(part, ParametricPotential)
+            if part.settings.dipole:
+                charge, dipole = part.multipoles(numbers, r, neighbors)
+                charges, dipoles = charges + charge, dipoles + dipole
+        return charges, dipoles
+
+
+def default_size(architecture: str, size: str) -> Size:
+    """How large a potential is made: of a sum, what its first part that comes in sizes has.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`, or several joined by `+`.
+        size: small, medium or large.
+    """
+    sizes = [kind.sizes[size] for kind in _kinds(architecture) if kind.sizes]
+    return sizes[0] if sizes else Size(0, 0, 0)
+
+
+def learning_rate(architecture: str) -> float:
+    """The largest step size of Adam that a potential learns well with, and all parts of a sum."""
+    return min(kind.learning_rate for kind in _kinds(architecture))
+
+
+def _kinds(architecture: str) -> list[type[ParametricPotential]]:
+    return [ARCHITECTURES[name] for name in architecture.split("+")]
 
 
 def make_potential(

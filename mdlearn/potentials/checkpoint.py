@@ -3,16 +3,17 @@
 The header says what the potential is (settings, species, energies of the isolated atoms) and where
 it came from, and holds a few golden structures with the energies, forces and stress that it gave
 for them in float64 when it was saved. They are recomputed on loading: a model that loads is the
-model that was saved.
+model that was saved. A model that was trained to its end also carries its physics certificate.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,23 @@ GOLDEN_TOLERANCE = 1e-9
 """Relative to the largest number compared; float64 leaves about 1e-13."""
 
 
+Verdict = Literal["holds", "does not hold", "reported only"]
+
+
+class Claim(NamedTuple):
+    """One line of a physics certificate: a promise, and how well it was found to be kept."""
+
+    name: str
+    what: str
+    """What was measured."""
+    value: float
+    """The largest violation that was found; NaN or infinite where there was no number."""
+    unit: str
+    limit: float
+    """The largest violation with which the claim holds."""
+    verdict: Verdict
+
+
 class Model(NamedTuple):
     """A network and what its file says of it."""
 
@@ -42,6 +60,10 @@ class Model(NamedTuple):
     provenance: dict[str, Any]
     """Where it came from: data, labels, configuration, errors, versions."""
     path: Path
+    golden: tuple[System, ...]
+    """Structures of the kind that it was trained on."""
+    certificate: tuple[Claim, ...] | None
+    """None for a model whose training never ended."""
 
 
 def save_model(
@@ -75,7 +97,27 @@ def save_model(
     }
     exact = _make_network(header, weights, torch.float64)
     header["golden"] = [_describe(exact, system) for system in golden]
-    write_atomically(path, save(weights, metadata={"mdlearn": json.dumps(header)}))
+    _write(path, header, weights)
+
+
+def add_certificate(path: Path, certificate: Sequence[Claim]) -> None:
+    """Writes a physics certificate into a model file, in place of an older one.
+
+    Raises:
+        ModelError: the file is not a model.
+        OutputError: the file cannot be written.
+    """
+    header, weights = _read(path)
+    header["certificate"] = claims_to_json(certificate)
+    _write(path, header, weights)
+
+
+def claims_to_json(certificate: Sequence[Claim]) -> list[dict[str, Any]]:
+    """A certificate as JSON has it; a value that is no number is null."""
+    return [
+        each._asdict() | {"value": each.value if math.isfinite(each.value) else None}
+        for each in certificate
+    ]
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -110,10 +152,11 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
         )
     try:
         exact = _make_network(header, weights, torch.float64)
-        for index, golden in enumerate(header["golden"]):
-            recomputed = _describe(exact, _system(golden))
-            _compare(golden, recomputed, f"{path}, golden structure {index}")
-        return Model(_make_network(header, weights, dtype).eval(), header["provenance"], path)
+        golden = tuple(_system(stored) for stored in header["golden"])
+        for index, (stored, system) in enumerate(zip(header["golden"], golden, strict=True)):
+            _compare(stored, _describe(exact, system), f"{path}, golden structure {index}")
+        network = _make_network(header, weights, dtype).eval()
+        return Model(network, header["provenance"], path, golden, _certificate(header))
     except ModelError:
         raise
     except (*DAMAGE, MDLearnError) as error:
@@ -146,6 +189,25 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, weights
 
 
+def _write(path: Path, header: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Writes a model file, whole or not at all."""
+    write_atomically(path, save(dict(weights), metadata={"mdlearn": json.dumps(header)}))
+
+
+def _certificate(header: Mapping[str, Any]) -> tuple[Claim, ...] | None:
+    """The certificate in a header, if there is one."""
+    if "certificate" not in header:
+        return None
+    claims = []
+    for stored in header["certificate"]:
+        value = math.nan if stored["value"] is None else float(stored["value"])
+        claim = Claim(**stored)._replace(value=value, limit=float(stored["limit"]))
+        if claim.verdict not in get_args(Verdict):
+            raise ValueError(f"the verdict '{claim.verdict}'")
+        claims.append(claim)
+    return tuple(claims)
+
+
 def _hash(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of the bytes of all weights, in the order of their names."""
     digest = hashlib.sha256()
@@ -167,10 +229,12 @@ def _make_network(
 
 def _system(stored: Mapping[str, Any]) -> System:
     numbers = torch.tensor(stored["numbers"])
+    # Older files have no masses. A nucleus has about two units of mass for each proton.
+    masses = stored.get("masses", [2.0 * z for z in stored["numbers"]])
     return System(
         torch.tensor(stored["positions"], dtype=torch.float64),
         numbers,
-        torch.ones(len(numbers), dtype=torch.float64),
+        torch.tensor(masses, dtype=torch.float64),
         torch.tensor(stored["cell"], dtype=torch.float64)[None],
         torch.tensor(stored["pbc"])[None],
         torch.zeros(len(numbers), dtype=torch.int64),
@@ -185,6 +249,7 @@ def _describe(network: ParametricPotential, system: System) -> dict[str, Any]:
     return {
         "numbers": system.numbers.tolist(),
         "positions": system.positions.tolist(),
+        "masses": system.masses.tolist(),
         "cell": system.cell[0].tolist(),
         "pbc": system.pbc[0].tolist(),
         "energy": evaluation.energy.tolist(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mdlearn.config import PRECISION, Config, parse_duration
 
@@ -15,8 +15,20 @@ Minutes = Annotated[
     BeforeValidator(lambda text: parse_duration(text, {"s": 1 / 60, "min": 1.0, "h": 60.0})),
 ]
 
-MODELS = ("schnet", "equivariant")
+MODELS = (
+    "composition",
+    "unconstrained",
+    "schnet",
+    "egnn",
+    "painn",
+    "equivariant",
+    "lennard-jones",
+    "morse",
+    "zbl",
+)
 """The names of `potentials.architectures`, without the weight of importing them."""
+WITHOUT_PARAMETERS = {"zbl"}
+"""Those that only make sense as a part of a sum."""
 
 
 def _check_model(name: str) -> str:
@@ -25,6 +37,8 @@ def _check_model(name: str) -> str:
         near = difflib.get_close_matches(unknown[0], MODELS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"expected one of {', '.join(MODELS)}, or several joined by '+'{hint}")
+    if WITHOUT_PARAMETERS.issuperset(name.split("+")):
+        raise ValueError("there is nothing to train in it; add a network, as in equivariant+zbl")
     return name
 
 
@@ -110,3 +124,12 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0, description="of initial weights, split and order of frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
+
+    @model_validator(mode="after")
+    def _parity_fits(self) -> Self:
+        if self.parity == "so3" and "equivariant" not in self.model.split("+"):
+            raise ValueError(
+                f"--parity so3: only the model equivariant can tell mirror images apart, and"
+                f" {self.model} was asked for; leave out --parity, or --model"
+            )
+        return self

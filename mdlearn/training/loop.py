@@ -13,6 +13,7 @@ import torch
 from mdlearn.errors import UnstableError
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.training.augmentation import augment
 from mdlearn.training.dataset import Example, batches
 from mdlearn.training.loss import Errors, Weights, dipole_of, loss_of, measure
 
@@ -67,7 +68,8 @@ def fit(
     """Trains in place and yields after every epoch; stop iterating to stop training.
 
     Adam with a linear warm-up over the first epoch and a cosine to zero over the others; validation
-    is of the running average of the weights, which is the network that a user gets.
+    is of the running average of the weights, which is the network that a user gets. A network that
+    is not invariant under rotations sees every frame turned another way each time.
 
     Args:
         network: trained in place.
@@ -96,6 +98,7 @@ def fit(
             progress = _progress(done, steps, epochs * steps)
             rate = schedule.learning_rate * min((done + 1) / steps, 1.0 - progress)
             optimizer.param_groups[0]["lr"] = rate
+            batch = augment(batch, network.symmetries, schedule.seed, done)
             evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
             dipole = dipole_of(network, batch)
             now = _balance(weights, progress)

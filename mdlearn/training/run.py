@@ -15,12 +15,13 @@ import torch
 
 import mdlearn
 from mdlearn.atoms import Frame, Keys, read_frames
+from mdlearn.certificate import certify
 from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import DataError, OutputError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
-from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
-from mdlearn.potentials.checkpoint import load_model, save_model
+from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
+from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, save_model
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import (
@@ -63,6 +64,7 @@ class Result(NamedTuple):
     """The epoch that the model is from; counted from 1."""
     valid: Errors
     test: Errors | None
+    certificate: tuple[Claim, ...]
 
 
 class Watcher(NamedTuple):
@@ -129,7 +131,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
 
     The folder is written as the run goes: `config.toml` first, `metrics.csv` after every epoch, and
     `model.safetensors` whenever the validation loss is the lowest yet, so it always holds the best
-    model so far.
+    model so far. At the end that one receives its physics certificate.
 
     Raises:
         DataError: see `read_data`.
@@ -159,7 +161,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
         60.0 * config.budget_min,
         config.patience,
         data.batch_size,
-        config.learning_rate or network.learning_rate,
+        config.learning_rate or learning_rate(config.model),
         config.ema,
         config.seed,
     )
@@ -184,14 +186,18 @@ def train(config: TrainConfig, watcher: Watcher) -> Result:
         final = load_model(folder, PRECISIONS[config.precision]).network.to(device)
         batches = _in_batches(data.test, config.cutoff_A, data.batch_size, device)
         test = measure(final, batches, weights, network.settings.scale)
-    return Result(folder / "model.safetensors", best.epoch, best.valid, test)
+    path = folder / "model.safetensors"
+    exact, single = load_model(path, torch.float64), load_model(path, torch.float32)
+    certificate = certify(exact.network, single.network, exact.golden)
+    add_certificate(path, certificate)
+    return Result(path, best.epoch, best.valid, test, certificate)
 
 
 def make_network(
     config: TrainConfig, data: Data, examples: Sequence[Example]
 ) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
-    size = ARCHITECTURES[config.model.split("+")[0]].sizes[config.size]
+    size = default_size(config.model, config.size)
     settings = Settings(
         architecture=config.model,
         cutoff=config.cutoff_A,
