@@ -31,7 +31,7 @@ from mdlearn.training.dataset import (
 )
 from mdlearn.training.loss import Weights, loss_of
 
-ROUNDS = 15
+ROUNDS = 7
 
 
 def step(network: ParametricPotential, example: Example, scale: float) -> None:

@@ -44,7 +44,6 @@ class Composition(ParametricPotential):
         self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> Tensor:
         """What is learned of each element, whatever its neighbors; see `ParametricPotential`."""
-        # Forces are a derivative by r, and torch takes none by what an energy does not depend on.
-        # Distances are finite for padding and coincident atoms, so that this is zero for them, too.
-        nothing = 0.0 * distance.sum(1)
-        return self.settings.scale * self.shift[index] + nothing
+        # Torch takes no derivative by what an energy does not depend on. `forward` adds a wall that
+        # begins nowhere, and so the forces are zero and not an error.
+        return self.settings.scale * self.shift[index]
