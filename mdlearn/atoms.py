@@ -113,7 +113,8 @@ def read_frames(
 
     Without a key from the user, the energy is `free_energy` where every frame has one (it is the
     one that the forces are the derivative of), else `energy`; forces, stress and dipole are what
-    ASE recognizes under these names. Stress and dipole are optional.
+    ASE recognizes under these names. Stress and dipole are optional, and a dipole of periodic
+    structures is only taken when it is named.
 
     Args:
         path: the file.
@@ -256,7 +257,10 @@ def _find_keys(
     if energy_only and forces_key is None and not everywhere("forces"):
         forces = None
     stress = stress_key or ("stress" if everywhere("stress") else None)
-    dipole = dipole_key or ("dipole" if everywhere("dipole") else None)
+    # In a periodic system a dipole depends on which image of each atom is meant, and the file does
+    # not say; so there it must be asked for.
+    molecules = not any(atoms.pbc.any() for atoms in structures)
+    dipole = dipole_key or ("dipole" if molecules and everywhere("dipole") else None)
     return Keys(
         require(energy, "energy"),
         forces and require(forces, "forces"),

@@ -54,9 +54,6 @@ STEPS = 200
 SMALL_ENERGY, SMALL_FORCE = 1e-3, 1e-2
 """In eV and eV/Å. Where there is nothing but less than this, errors are relative to this."""
 
-WITHOUT_ATOMS = frozenset({"composition"})
-"""Architectures that fit energies of isolated atoms of their own, and keep no given ones."""
-
 ATOMS_AT_ONCE = 400
 """Displaced copies are evaluated in batches of about so many atoms."""
 STRUCTURES_WORK, DIFFERENCES_WORK, DYNAMICS_WORK = 1e6, 2e7, 2e7
@@ -320,8 +317,9 @@ def _isolated_atoms(exact: ParametricPotential, single: ParametricPotential) -> 
         for potential in (exact, single):
             found = _evaluate(potential, system)
             errors += [(found.energies - reference).abs().max(), found.forces.abs().max()]
-    claimed = WITHOUT_ATOMS.isdisjoint(exact.settings.architecture.split("+"))
-    return _claim("isolated atoms", "E - E0, force", _worst(errors), "eV, eV/Å", 0.0, claimed)
+    return _claim(
+        "isolated atoms", "E - E0, force", _worst(errors), "eV, eV/Å", 0.0, exact.keeps_atoms
+    )
 
 
 def _degenerate_geometry(exact: ParametricPotential, single: ParametricPotential) -> Claim:

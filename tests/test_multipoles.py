@@ -15,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from checks import SYSTEMS, Run, assert_close, molecule, random_network, random_rotation
 
 import mdlearn
-from mdlearn.atoms import to_system
+from mdlearn.atoms import read_frames, to_system
 from mdlearn.errors import ModelError
 from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import ARCHITECTURES
@@ -110,6 +110,20 @@ def label(atoms: ase.Atoms) -> ase.Atoms:
     results = {name: atoms.calc.results[name] for name in ("energy", "forces")}
     labelled.calc = SinglePointCalculator(labelled, **results, dipole=dipole)
     return labelled
+
+
+@pytest.mark.parametrize("pbc", [False, True], ids=["molecule", "periodic"])
+def test_a_dipole_of_periodic_frames_must_be_asked_for(tmp_path: Path, pbc: bool) -> None:
+    atoms = ase.io.read(str(files("mdlearn.data") / "ethanol.xyz"), 0)
+    labelled = label(atoms)
+    labelled.set_cell([20.0, 20.0, 20.0])
+    labelled.pbc = pbc
+    ase.io.write(tmp_path / "frames.xyz", labelled)
+    for key in (None, "dipole"):
+        (frame,), keys = read_frames(tmp_path / "frames.xyz", dipole_key=key)
+        taken = key is not None or not pbc
+        assert keys.dipole == ("dipole" if taken else None)
+        assert bool(frame.labels.dipole.isnan().all()) is not taken
 
 
 def test_dipoles_are_learned_and_come_out_everywhere(

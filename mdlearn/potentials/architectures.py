@@ -47,6 +47,7 @@ class Sum(ParametricPotential):
         dipole = any(part.settings.dipole for part in parts)
         super().__init__(species, reference_energies, settings._replace(dipole=dipole))
         self.symmetries = EUCLIDEAN.intersection(*(part.symmetries for part in parts))
+        self.keeps_atoms = all(part.keeps_atoms for part in parts)
         self.parts = nn.ModuleList(parts)
 
     def interaction(

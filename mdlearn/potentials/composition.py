@@ -38,6 +38,7 @@ class Composition(ParametricPotential):
         """Starts from the reference energies; see `ParametricPotential`."""
         settings = settings._replace(closest=(), dipole=False)
         super().__init__(species, reference_energies, settings)
+        self.keeps_atoms = False
         self.shift = nn.Parameter(torch.zeros(len(species)))
 
     def interaction(

@@ -78,6 +78,8 @@ class ParametricPotential(nn.Module, ABC):
     """The largest step size of Adam that it learns well with."""
     symmetries: frozenset[str]
     """What leaves the energy as it is, by construction; a subset of `EUCLIDEAN`."""
+    keeps_atoms: bool
+    """Whether an isolated atom has the reference energy of its element."""
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class ParametricPotential(nn.Module, ABC):
         """
         super().__init__()
         self.symmetries = EUCLIDEAN
+        self.keeps_atoms = True
         self.cutoff = settings.cutoff
         self.species = species
         self.settings = settings
