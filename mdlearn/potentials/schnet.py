@@ -64,6 +64,7 @@ class SchNet(Network):
         "medium": Size(128, 3, 50),
         "large": Size(128, 6, 50),
     }
+    learning_rate: ClassVar[float] = 5e-3
 
     def __init__(
         self,
