@@ -6,9 +6,14 @@ and no two atoms on top of each other; and it is known which key of the file fed
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
+import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +32,8 @@ from mdlearn.system import System
 
 SMALLEST_DISTANCE = 0.1
 """Å. Closer atoms are a mistake in the file, not chemistry."""
+_SEARCHED = 2.0  # Å
+_COMPRESSED = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 
 
 class Labels(NamedTuple):
@@ -51,6 +58,17 @@ class Keys(NamedTuple):
     dipole: str | None
 
 
+class Wanted(NamedTuple):
+    """What a person says of the keys; None for what is to be found out."""
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+    dipole: str | None = None
+    energy_only: bool = False
+    """Forces may be missing."""
+
+
 class Frame(NamedTuple):
     """One structure of a file, checked, with its labels."""
 
@@ -66,29 +84,59 @@ def read_atoms(path: str | Path) -> list[ase.Atoms]:
     Raises:
         DataError: the file is missing, empty, truncated or not a structure file.
     """
+    return list(iterate_atoms(path))
+
+
+def iterate_atoms(path: str | Path) -> Iterator[ase.Atoms]:
+    """Reads the structures of a file one after another, never all at once.
+
+    Raises:
+        DataError: as `read_atoms`, when the iteration comes to the place.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(
             f"{path}: no such file; expected structures in extended XYZ or any format of ASE"
         )
-    frames: list[ase.Atoms] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frames.extend(ase.io.iread(path, ":"))
-    except (Exception, gzip.BadGzipFile) as error:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty; expected at least one structure") from None
-        what = str(error).strip() or type(error).__name__
-        if isinstance(error, KeyError):
-            what = f"unknown element or key {what}"
-        raise DataError(
-            f"{path}:{len(frames)}: this frame cannot be read ({what}); the {len(frames)} before it"
-            " can; repair it, or cut the file before it"
-        ) from error
-    if not frames:
+    count = 0
+    structures = _iread(path)
+    while True:
+        try:
+            # Around each step and not around the loop: what others do meanwhile may warn.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                atoms = next(structures, None)
+        except (Exception, gzip.BadGzipFile) as error:
+            if path.stat().st_size == 0:
+                raise DataError(
+                    f"{path}: the file is empty; expected at least one structure"
+                ) from None
+            what = str(error).strip() or type(error).__name__
+            if isinstance(error, KeyError):
+                what = f"unknown element or key {what}"
+            raise DataError(
+                f"{path}:{count}: this frame cannot be read ({what}); the {count} before it"
+                " can; repair it, or cut the file before it"
+            ) from error
+        if atoms is None:
+            break
+        count += 1
+        yield atoms
+    if not count:
         raise DataError(f"{path}: no frames; expected at least one structure")
-    return frames
+
+
+def _iread(path: Path) -> Iterator[ase.Atoms]:
+    """ASE's reading, spared of going back and forth in a compressed file, which is very slow."""
+    decompress = _COMPRESSED.get(path.suffix)
+    if decompress is None:
+        yield from ase.io.iread(path, ":")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        with decompress(path) as packed, plain.open("wb") as stream:
+            shutil.copyfileobj(packed, stream)
+        yield from ase.io.iread(plain, ":")
 
 
 def read_structure(path: str | Path) -> ase.Atoms:
@@ -108,8 +156,11 @@ def read_frames(
     dipole_key: str | None = None,
     energy_only: bool = False,
     skip_bad: bool = False,
-) -> tuple[list[Frame], Keys]:
+) -> tuple[Sequence[Frame], Keys]:
     """Reads and checks labelled structures.
+
+    A file of packed frames (see `packed`) is recognized by its content and read lazily; its frames
+    were checked, and the keys of their labels settled, when they were packed.
 
     Without a key from the user, the energy is `free_energy` where every frame has one (it is the
     one that the forces are the derivative of), else `energy`; forces, stress and dipole are what
@@ -132,24 +183,36 @@ def read_frames(
         DataError: see `read_atoms` and `check_structure`; or a label is missing in some frames or
             is not finite.
     """
+    from mdlearn.packed import is_packed, open_packed  # which needs what is defined here
+
+    wanted = Wanted(energy_key, forces_key, stress_key, dipole_key, energy_only)
+    if is_packed(path):
+        packed = open_packed(path, wanted)
+        return packed, packed.keys
     sound: list[tuple[str, ase.Atoms, System]] = []
-    for index, atoms in enumerate(read_atoms(path)):
+    for index, atoms in enumerate(iterate_atoms(path)):
         name = f"{path}:{index}"
         with _tolerating(skip_bad):
             system = to_system(atoms)
             check_structure(system, name)
             sound.append((name, atoms, system))
-    # A single atom has no forces worth naming, so it does not decide which labels there are.
-    labelled = [each for each in sound if len(each[1]) > 1] or sound
-    names, structures = [each[0] for each in labelled], [each[1] for each in labelled]
-    keys = _find_keys(
-        structures, names, (energy_key, forces_key, stress_key, dipole_key), energy_only
-    )
+    keys = find_keys(((name, atoms) for name, atoms, _ in sound), wanted)
     frames = []
     for name, atoms, system in sound:
         with _tolerating(skip_bad):
-            frames.append(Frame(name, system, _labels(atoms, keys, name)))
+            frames.append(Frame(name, system, find_labels(atoms, keys, name)))
     return frames, keys
+
+
+def make_frame(atoms: ase.Atoms, keys: Keys, name: str) -> Frame:
+    """Checks a structure and its labels.
+
+    Raises:
+        DataError: see `check_structure`; or a label is not finite or has the wrong shape.
+    """
+    system = to_system(atoms)
+    check_structure(system, name)
+    return Frame(name, system, find_labels(atoms, keys, name))
 
 
 def _tolerating(bad: bool) -> AbstractContextManager[None]:
@@ -198,14 +261,16 @@ def check_structure(system: System, name: str) -> None:
             " expected finite numbers in Å"
         )
     try:
-        pairs = build(system, SMALLEST_DISTANCE)
+        # Looking further than need be is faster: the search lays a grid of cells this wide.
+        pairs = build(system, _SEARCHED)
     except MDLearnError as error:
         raise DataError(f"{name}: {error}") from None
-    if bool(pairs.valid.any()):
-        first = int(torch.nonzero(pairs.valid.any(1))[0])
-        slot = int(torch.nonzero(pairs.valid[first])[0])
+    distances = pair_vectors(system, pairs).norm(dim=2)  # (n_atoms, K); padding is far away
+    overlaps = torch.nonzero(distances < SMALLEST_DISTANCE)
+    if len(overlaps):
+        first, slot = overlaps[0].tolist()
         second = int(pairs.j[first, slot])
-        distance = float(pair_vectors(system, pairs)[first, slot].norm())
+        distance = float(distances[first, slot])
         symbols = [chemical_symbols[int(system.numbers[atom])] for atom in (first, second)]
         raise DataError(
             f"{name}: atoms {first} ({symbols[0]}) and {second} ({symbols[1]}) are {distance:.3f} Å"
@@ -225,51 +290,83 @@ def require_species(species: Sequence[int], system: System, name: str) -> None:
         )
 
 
-def _find_keys(
-    structures: Sequence[ase.Atoms],
-    names: Sequence[str],
-    wanted: tuple[str | None, str | None, str | None, str | None],
-    energy_only: bool,
-) -> Keys:
-    """Settles which key feeds which label; raises unless every frame has it."""
-    energy_key, forces_key, stress_key, dipole_key = wanted
+class _Survey:
+    """Which keys the structures of a stream have, without keeping any of them."""
 
-    def everywhere(key: str) -> bool:
-        return all(_lookup(atoms, key) is not None for atoms in structures)
+    def __init__(self, candidates: Iterable[str]) -> None:
+        self.count = 0
+        self.periodic = False
+        self.missing: Counter[str] = Counter()
+        self.names: dict[str, list[str]] = {key: [] for key in candidates}
+        """The first five frames without a key."""
+        self.found: dict[str, str] = {}
+        """The keys of the first frame without a key."""
 
-    def require(key: str, label: str) -> str:
-        missing = [index for index, atoms in enumerate(structures) if _lookup(atoms, key) is None]
+    def add(self, name: str, atoms: ase.Atoms) -> None:
+        self.count += 1
+        self.periodic |= bool(atoms.pbc.any())
+        for key, names in self.names.items():
+            if lookup(atoms, key) is None:
+                self.missing[key] += 1
+                self.found.setdefault(key, ", ".join(known_keys(atoms)) or "none")
+                if len(names) < 5:
+                    names.append(name)
+
+    def everywhere(self, key: str) -> bool:
+        return not self.missing[key]
+
+    def require(self, key: str, label: str) -> str:
+        missing = self.missing[key]
         if missing:
-            some = ", ".join([names[index] for index in missing[:5]] + ["..."] * (len(missing) > 5))
-            first = structures[missing[0]]
-            results = first.calc.results if first.calc else {}
-            found = sorted({*first.info, *first.arrays, *results} - {"numbers", "positions"})
+            some = ", ".join(self.names[key] + ["..."] * (missing > 5))
             allow = ", or --energy-only to train on energies alone" if label == "forces" else ""
             raise DataError(
-                f"{names[missing[0]]}: no {label} under the key '{key}' in {len(missing)} of"
-                f" {len(structures)} frames ({some}); keys found there:"
-                f" {', '.join(found) or 'none'}; name the right one with --{label}-key{allow}"
+                f"{self.names[key][0]}: no {label} under the key '{key}' in {missing} of"
+                f" {self.count} frames ({some}); keys found there: {self.found[key]}; name the"
+                f" right one with --{label}-key{allow}"
             )
         return key
 
-    energy = energy_key or ("free_energy" if everywhere("free_energy") else "energy")
-    forces: str | None = forces_key or "forces"
-    if energy_only and forces_key is None and not everywhere("forces"):
-        forces = None
-    stress = stress_key or ("stress" if everywhere("stress") else None)
+
+def find_keys(structures: Iterable[tuple[str, ase.Atoms]], wanted: Wanted) -> Keys:
+    """Settles which key feeds which label; a stream of named structures is enough.
+
+    Raises:
+        DataError: a label that is needed is missing in some frames.
+    """
+    energy, forces, stress, dipole, energy_only = wanted
+    standard = (energy or "energy", forces or "forces", stress or "stress", dipole or "dipole")
+    candidates = dict.fromkeys(("free_energy", *standard))
+    labelled, single = _Survey(candidates), _Survey(candidates)
+    for name, atoms in structures:
+        (labelled if len(atoms) > 1 else single).add(name, atoms)
+    # A single atom has no forces worth naming, so it does not decide which labels there are.
+    survey = labelled if labelled.count else single
+    if energy is None:
+        energy = "free_energy" if survey.everywhere("free_energy") else "energy"
+    if forces is None and not (energy_only and not survey.everywhere("forces")):
+        forces = "forces"
+    if stress is None and survey.everywhere("stress"):
+        stress = "stress"
     # In a periodic system a dipole depends on which image of each atom is meant, and the file does
     # not say; so there it must be asked for.
-    molecules = not any(atoms.pbc.any() for atoms in structures)
-    dipole = dipole_key or ("dipole" if molecules and everywhere("dipole") else None)
+    if dipole is None and not survey.periodic and survey.everywhere("dipole"):
+        dipole = "dipole"
     return Keys(
-        require(energy, "energy"),
-        forces and require(forces, "forces"),
-        stress and require(stress, "stress"),
-        dipole and require(dipole, "dipole"),
+        survey.require(energy, "energy"),
+        forces and survey.require(forces, "forces"),
+        stress and survey.require(stress, "stress"),
+        dipole and survey.require(dipole, "dipole"),
     )
 
 
-def _lookup(atoms: ase.Atoms, key: str) -> Any:
+def known_keys(atoms: ase.Atoms) -> list[str]:
+    """Every key under which a structure has something, besides what makes it a structure."""
+    results = atoms.calc.results if atoms.calc else {}
+    return sorted({*atoms.info, *atoms.arrays, *results} - {"numbers", "positions"})
+
+
+def lookup(atoms: ase.Atoms, key: str) -> Any:
     """The value under a key, wherever ASE put it; results are read raw, not through constraints."""
     for place in (atoms.calc.results if atoms.calc else {}, atoms.info, atoms.arrays):
         if key in place:
@@ -277,26 +374,37 @@ def _lookup(atoms: ase.Atoms, key: str) -> Any:
     return None
 
 
-def _labels(atoms: ase.Atoms, keys: Keys, name: str) -> Labels:
-    """The labels of one structure as tensors, NaN where there is none."""
+def find_labels(atoms: ase.Atoms, keys: Keys, name: str) -> Labels:
+    """The labels of one structure as tensors, NaN where there is none.
+
+    Raises:
+        DataError: a label is not finite or has the wrong shape, or there is no energy.
+    """
     n = len(atoms)
-    energy = np.asarray(_lookup(atoms, keys.energy), np.float64)
+
+    def label(key: str, name_of_label: str) -> NDArray[np.float64]:
+        try:
+            return np.asarray(lookup(atoms, key), np.float64)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{name}: the {name_of_label} label under '{key}' is not made of numbers; repair"
+                f" it, or name another key with --{name_of_label}-key"
+            ) from None
+
+    energy = label(keys.energy, "energy")
     _check_finite(energy, (), "energy", name)
     forces = np.full((n, 3), np.nan if n > 1 else 0.0)  # symmetry forbids forces on a single atom
     stress = np.full((3, 3), np.nan)
-    if keys.forces and (n > 1 or _lookup(atoms, keys.forces) is not None):
-        forces = np.asarray(_lookup(atoms, keys.forces), np.float64)
+    if keys.forces and lookup(atoms, keys.forces) is not None:
+        forces = label(keys.forces, "forces")
         _check_finite(forces, (n, 3), "forces", name)
-    if keys.stress and n > 1 and atoms.pbc.all():
-        stress = np.asarray(_lookup(atoms, keys.stress), np.float64)
-        if stress.size == 6:
-            stress = stress.reshape(6)[[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]  # Voigt order
-        stress = stress.reshape(3, 3)
+    if keys.stress and n > 1 and atoms.pbc.all() and lookup(atoms, keys.stress) is not None:
+        stress = full_stress(label(keys.stress, "stress"))
         _check_finite(stress, (3, 3), "stress", name)
         stress = 0.5 * (stress + stress.T)
     dipole = np.full(3, np.nan)
-    if keys.dipole and n > 1:
-        dipole = np.asarray(_lookup(atoms, keys.dipole), np.float64)
+    if keys.dipole and n > 1 and lookup(atoms, keys.dipole) is not None:
+        dipole = label(keys.dipole, "dipole")
         _check_finite(dipole, (3,), "dipole", name)
     return Labels(
         torch.tensor(energy)[None],
@@ -304,6 +412,16 @@ def _labels(atoms: ase.Atoms, keys: Keys, name: str) -> Labels:
         torch.tensor(stress)[None],
         torch.tensor(dipole)[None],
     )
+
+
+def full_stress(stress: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A stress of six components in Voigt's order (xx, yy, zz, yz, xz, xy), or of nine, as (3, 3).
+
+    What is neither comes back as it is.
+    """
+    if stress.size == 6:
+        stress = stress.reshape(6)[[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+    return stress.reshape(3, 3) if stress.size == 9 else stress
 
 
 def _check_finite(

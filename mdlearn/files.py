@@ -71,4 +71,5 @@ def make_run_folder(path: Path, *, overwrite: bool, contents: Collection[str]) -
 
 def sha256(path: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

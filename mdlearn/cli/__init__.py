@@ -16,6 +16,7 @@ VERBS = {
     "simulate": "run molecular dynamics with a trained potential",
     "evaluate": "measure the errors of a model on labelled frames",
     "check": "measure what a model promises: symmetries, derivatives, conservation",
+    "data": "check, convert, split and pack labelled frames",
     "info": "say what a model or a trajectory holds",
 }
 

@@ -1,0 +1,591 @@
+"""The doctor of the data: what would poison a model, found before it is trained.
+
+`examine` looks at checked frames; `diagnosis` also at how their files hold them. Each finding has a
+name by which a person accepts it, and says which frames it is about and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+
+from mdlearn import yardsticks
+from mdlearn.atoms import Frame, Keys
+from mdlearn.fingerprints import close_pairs, groups, same_coordinates
+from mdlearn.survey import Floats, Ints, Survey, survey
+from mdlearn.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, nearest_unit
+
+Severity = Literal["refuse", "warn", "note"]
+
+SAME = 1e-4
+"""Å. Frames whose fingerprints are closer are one frame; files are written with 1e-8."""
+NEARLY_SAME = 0.02
+"""Å, rms of all distances: a femtosecond or two of the same trajectory."""
+LARGE_FORCE = 100.0
+"""eV/Å."""
+LARGEST_RATIO = 4.0
+"""Within this factor, labels agree with the pair potential that they are compared with."""
+SHOWN = 5
+
+
+class Finding(NamedTuple):
+    """One thing that is worth knowing of a set of frames."""
+
+    name: str
+    """For people and for --accept, as in `duplicate-frames`."""
+    severity: Severity
+    """refuse: would poison a model or its errors; warn: look at it; note: good to know."""
+    message: str
+    fix: str
+    """What to do."""
+    frames: tuple[str, ...] = ()
+    """The first five that it is about."""
+    total: int = 0
+    """How many it is about; zero if about the set as a whole."""
+
+
+def about(
+    name: str, severity: Severity, message: str, fix: str, frames: Sequence[str] = ()
+) -> Finding:
+    """A finding about some frames, of which it names the first five."""
+    return Finding(name, severity, message, fix, tuple(frames[:SHOWN]), len(frames))
+
+
+def examine(splits: Mapping[str, Sequence[Frame]], keys: Keys) -> list[Finding]:
+    """Looks for everything that checked frames can say about themselves.
+
+    Args:
+        splits: frames by the name of their part, as in train, valid and test; the first is the one
+            to train on.
+        keys: which key fed each label; a label without one is not looked at.
+
+    Returns:
+        Findings, the worst first.
+    """
+    return judge(survey(splits), splits, keys)
+
+
+def judge(seen: Survey, splits: Mapping[str, Sequence[Frame]], keys: Keys) -> list[Finding]:
+    """The findings of a survey: `examine` for those who have made the survey themselves."""
+    if not seen.names:
+        return []
+    found = [
+        *_elements(seen),
+        *_energies(seen),
+        *_duplicates(seen, splits),
+        *_distances(seen),
+        *_trajectories(seen),
+    ]
+    if keys.forces:
+        found += [*_forces(seen), *_zero_forces(seen, splits)]
+    for part, frames in splits.items():
+        found += _units(part, frames, seen, keys)
+    return in_order(found)
+
+
+def in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst first."""
+    return sorted(findings, key=lambda each: ("refuse", "warn", "note").index(each.severity))
+
+
+def refused(findings: Sequence[Finding], accepted: Sequence[str] = ()) -> list[Finding]:
+    """The findings that nobody should train with, less those that somebody accepts by name."""
+    return [each for each in findings if each.severity == "refuse" and each.name not in accepted]
+
+
+def _pick(seen: Survey, which: Ints) -> list[str]:
+    return [seen.names[index] for index in which.tolist()]
+
+
+def _elements(seen: Survey) -> Iterator[Finding]:
+    """Compositions, single atoms and periodicity."""
+    atoms, species = seen.atoms, sorted({z for each in seen.numbers for z in each.tolist()})
+    single = np.flatnonzero(atoms == 1)
+    have = {
+        z for part, z in zip(seen.split, seen.numbers, strict=True) if part == 0 for z in z.tolist()
+    }
+    have |= {int(seen.numbers[index][0]) for index in single.tolist()}
+    missing = [n for n, z in enumerate(seen.numbers) if not have.issuperset(z.tolist())]
+    if missing:
+        symbols = ", ".join(chemical_symbols[z] for z in species if z not in have)
+        yield about(
+            "new-elements",
+            "warn",
+            f"{symbols}: in other splits, but not in {seen.splits[0]}",
+            f"add frames with {symbols} to {seen.splits[0]}, or leave these out",
+            [seen.names[n] for n in missing],
+        )
+    counts = _counts(seen, species)[atoms > 1]
+    free = len(species) - len({int(seen.numbers[index][0]) for index in single.tolist()})
+    if len(counts) and free > 0 and np.linalg.matrix_rank(counts) < len(species):
+        yield about(
+            "composition-rank",
+            "note",
+            f"compositions determine {np.linalg.matrix_rank(counts)} of {len(species)} energies of"
+            " isolated atoms; the others are shared out",
+            "give --isolated-atoms if molecules will break or compositions will change",
+        )
+    if len(single):
+        yield about(
+            "single-atoms",
+            "note",
+            "frames of one atom give its energy and teach no forces",
+            "nothing to do",
+            _pick(seen, single),
+        )
+    open_, closed = (atoms > 1) & (seen.periodic == 0), (atoms > 1) & (seen.periodic > 0)
+    if open_.any() and closed.any():
+        few = open_ if open_.sum() <= closed.sum() else closed
+        yield about(
+            "mixed-periodicity",
+            "warn" if few.sum() <= 0.1 * (atoms > 1).sum() else "note",
+            f"{open_.sum()} frames are not periodic and {closed.sum()} are; these are the fewer",
+            "check that none of them has lost its Lattice or pbc",
+            _pick(seen, np.flatnonzero(few)),
+        )
+
+
+def _counts(seen: Survey, species: Sequence[int]) -> Floats:
+    """Atoms of each element in each frame, (n, n_species)."""
+    return np.array(
+        [[np.count_nonzero(z == each) for each in species] for z in seen.numbers], float
+    )
+
+
+def _energies(seen: Survey) -> Iterator[Finding]:
+    """Energies that are zero, all the same, or far from all others."""
+    atoms = seen.atoms
+    several = np.flatnonzero((atoms > 1) & np.isfinite(seen.energy))
+    zero = several[seen.energy[several] == 0.0]
+    if len(zero):
+        yield about(
+            "zero-energy",
+            "refuse",
+            "the energy is exactly zero, as if it had never been computed",
+            "remove the frames, or name the right key with --energy-key",
+            _pick(seen, zero),
+        )
+    for members in groups([seen.kinds[index] for index in several]):
+        group = several[members]
+        same = np.ptp(seen.energy[group]) == 0.0
+        differ = len(group) > 2 and np.ptp([seen.prints[n] for n in group], axis=0).max() > 0.05
+        if same and differ and seen.energy[group[0]] != 0.0:
+            yield about(
+                "constant-energy",
+                "refuse",
+                f"different structures all have the energy {seen.energy[group[0]]:.6g} eV",
+                "name the key of their own energies with --energy-key",
+                _pick(seen, group),
+            )
+    if len(several) < 20:
+        return
+    species = sorted({z for index in several for z in seen.numbers[index].tolist()})
+    n = atoms[several]
+    counts = _counts(seen, species)[several] / n[:, None]
+    per_atom = seen.energy[several] / n
+    residual = per_atom - counts @ _robust_fit(counts, per_atom)
+    low, middle, high = np.percentile(residual, (5, 50, 95))
+    sigma = max((high - low) / 3.29, 1e-3)  # 90 % of a normal distribution span 3.29 sigma
+    far = several[np.abs(residual - middle) > 10 * sigma]
+    if len(far):
+        worst = np.abs(residual - middle).max()
+        yield about(
+            "energy-outliers",
+            "warn",
+            f"energies more than 10 sigma (of {1000 * sigma:.3g} meV/atom) from what their"
+            f" composition lets expect; the farthest by {worst:.3g} eV/atom",
+            "look whether these calculations converged; remove them if not",
+            _pick(seen, far),
+        )
+    medians, widths = {}, {}
+    for part in np.unique(seen.split[several]).tolist():
+        low, medians[part], high = np.percentile(residual[seen.split[several] == part], (5, 50, 95))
+        widths[part] = (high - low) / 3.29
+    for part, median in medians.items():
+        if part and 0 in medians and abs(median - medians[0]) > max(1.0, 10 * widths[0]):
+            yield about(
+                "split-offset",
+                "warn",
+                f"energies in {seen.splits[part]} are {median - medians[0]:+.3g} eV/atom from those"
+                f" in {seen.splits[0]}",
+                "check that both are of the same level of theory, pseudopotentials and units",
+            )
+
+
+def _robust_fit(counts: Floats, energies: Floats) -> Floats:
+    """Least squares that a few outliers cannot move: fitted again without the farthest."""
+    keep = np.ones(len(energies), bool)
+    solution: Floats = np.zeros(counts.shape[1])
+    for _ in range(5):
+        solution = np.linalg.lstsq(counts[keep], energies[keep])[0].astype(np.float64)
+        apart = np.abs(energies - counts @ solution)
+        keep = apart <= max(float(np.percentile(apart, 90)), 1e-9)
+    return solution
+
+
+def _duplicates(seen: Survey, splits: Mapping[str, Sequence[Frame]]) -> Iterator[Finding]:
+    """Frames that are there twice, in a split or across, and whether their labels agree."""
+    first, second, same = _close_frames(seen)
+    frames = list(splits.values())
+
+    def fetch(index: int) -> Frame:
+        frame: Frame = frames[seen.split[index]][int(seen.place[index])]
+        return frame
+
+    exact = np.array(
+        [
+            same_coordinates(fetch(a).system, fetch(b).system, SAME)
+            for a, b in zip(first[same].tolist(), second[same].tolist(), strict=True)
+        ],
+        bool,
+    )
+    n = seen.atoms
+    one, other = first[same][exact], second[same][exact]
+    energy_apart = np.abs(seen.energy[one] - seen.energy[other]) / n[one]
+    forces_apart = np.nan_to_num(np.abs(seen.rms[one] - seen.rms[other]))
+    conflict = (energy_apart > 1e-3) | (forces_apart > np.maximum(0.02, 0.02 * seen.rms[one]))
+    if conflict.any():
+        yield about(
+            "conflicting-duplicates",
+            "refuse",
+            f"the same structure with different labels: energies differ by up to"
+            f" {energy_apart.max():.3g} eV/atom, rms forces by {forces_apart.max():.3g} eV/Å",
+            "find out which calculation is right and remove the other",
+            _couples(seen, one[conflict], other[conflict]),
+        )
+    across = seen.split[first] != seen.split[second]
+    inside = same & ~across
+    if inside.any():
+        doubles = np.unique(second[inside])
+        yield about(
+            "duplicate-frames",
+            "warn" if len(doubles) > 0.01 * len(n) else "note",
+            "frames that are there before in the same file (up to rotation, reflection and"
+            " numbering)",
+            "they count twice in training; mdlearn data split keeps them on one side",
+            _couples(seen, first[inside], second[inside]),
+        )
+    nearly = ~same & ~across
+    if nearly.any():
+        yield about(
+            "near-duplicates",
+            "note",
+            f"frames within {NEARLY_SAME} Å (rms of all distances) of another in the same file",
+            "take fewer frames of each trajectory; mdlearn data split keeps them on one side",
+            _couples(seen, first[nearly], second[nearly]),
+        )
+    if across.any():
+        identical = np.zeros(len(first), bool)
+        identical[np.flatnonzero(same)[exact]] = True
+        leaks = across & identical
+        sizes = np.bincount(seen.split, minlength=len(seen.splits))
+        share = max(
+            len(np.unique(np.concatenate([first[leaks], second[leaks]])[of])) / sizes[part]
+            if leaks.any()
+            else 0.0
+            for part in range(len(sizes))
+            for of in [
+                np.concatenate([seen.split[first[leaks]], seen.split[second[leaks]]]) == part
+            ]
+        )
+        many = share > 0.1 and leaks.sum() > 2
+        yield about(
+            "across-splits",
+            "refuse" if many else "warn",
+            f"frames of one file that are also in another: {leaks.sum()} the same,"
+            f" {across.sum() - leaks.sum()} equivalent by symmetry or within {NEARLY_SAME} Å;"
+            " errors on them say nothing about new structures",
+            "split again with mdlearn data split, which keeps such frames together",
+            _couples(seen, first[across], second[across]),
+        )
+
+
+def _close_frames(seen: Survey) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """All pairs of frames that are the same (True), or nearly the same and in the same order."""
+    several = np.flatnonzero(seen.atoms > 1)
+    pairs: dict[tuple[int, int], bool] = {}
+    for kinds, prints, tolerance in (
+        (seen.ordered, seen.sketches, NEARLY_SAME),
+        (seen.kinds, seen.prints, SAME),
+    ):
+        for members in groups([kinds[index] for index in several]):
+            own = several[members]
+            a, b, _ = close_pairs(np.array([prints[index] for index in own]), tolerance)
+            same = tolerance == SAME
+            pairs |= dict.fromkeys(zip(own[a].tolist(), own[b].tolist(), strict=True), same)
+    both = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1], np.array([pairs[each] for each in sorted(pairs)], bool)
+
+
+def _couples(seen: Survey, first: Ints, second: Ints) -> list[str]:
+    """Names of pairs, each frame that comes second once."""
+    once = np.unique(second, return_index=True)[1]
+    return [f"{seen.names[second[n]]} = {seen.names[first[n]]}" for n in once.tolist()]
+
+
+def _trajectories(seen: Survey) -> Iterator[Finding]:
+    """Whether neighbors in a file are neighbors in time."""
+    for part, name in enumerate(seen.splits):
+        inside = np.flatnonzero((seen.split == part) & (seen.atoms > 1))
+        kinds = [seen.kinds[index] for index in inside]
+        members = max(groups(kinds), key=len, default=np.zeros(0, np.int64))
+        if len(members) < 20:
+            continue
+        prints = np.array([seen.prints[inside[n]] for n in members])
+        shuffled = prints[np.random.default_rng(0).permutation(len(prints))]
+        next_, any_ = (
+            float(np.median(np.linalg.norm(np.diff(each, axis=0), axis=1)))
+            for each in (prints, shuffled)
+        )
+        if next_ < 0.5 * any_:
+            yield about(
+                "correlated-frames",
+                "note",
+                f"{name}: frames next to each other differ by {next_:.2g} Å, any two by"
+                f" {any_:.2g} Å, so they follow each other in time",
+                "a random split puts neighbors on both sides; validate and test on another run",
+            )
+
+
+def _distances(seen: Survey) -> Iterator[Finding]:
+    """Atoms that are closer than chemistry brings them, and lengths that are not in Å."""
+    short = []
+    for index, shortest in enumerate(seen.shortest):
+        ratio = [d / (covalent_radii[a] + covalent_radii[b]) for (a, b), d in shortest.items()]
+        if ratio and min(ratio) < 0.55:
+            short.append(index)
+    if short:
+        yield about(
+            "short-distances",
+            "warn",
+            "atoms closer than 0.55 of a bond length",
+            "keep them only if they were meant, as in scans of a repulsive wall",
+            [seen.names[index] for index in short],
+        )
+    nearest = [
+        min(d for pair, d in each.items() if 1 in pair)
+        for each, z in zip(seen.shortest, seen.numbers, strict=True)
+        if len(z) > 2 and set(z.tolist()) & set(yardsticks.STIFFNESS) and any(1 in p for p in each)
+    ]
+    if len(nearest) >= 5 and not 0.5 < (typical := float(np.median(nearest))) < 1.6:
+        yield about(
+            "position-units",
+            "refuse",
+            f"hydrogen is {typical:.2f} Å from its nearest neighbor where a bond has about 1 Å:"
+            f" the positions look like {'bohr' if typical > 1 else 'nm'}",
+            "convert the positions (and the cell) to Å; 1 bohr is 0.529 Å",
+        )
+
+
+def _forces(seen: Survey) -> Iterator[Finding]:
+    """Forces that are very large, or do not balance."""
+    large = np.flatnonzero(seen.largest > LARGE_FORCE)
+    if len(large):
+        yield about(
+            "large-forces",
+            "warn",
+            f"forces above {LARGE_FORCE:g} eV/Å, up to {np.nanmax(seen.largest):.3g}",
+            "remove these frames unless they were meant; they outweigh all others in the loss",
+            _pick(seen, large),
+        )
+    usable = (seen.atoms > 1) & (seen.rms > 1e-4)
+    if not usable.any():
+        return
+    usual = float(np.percentile(seen.largest[usable], 90))
+    far = np.flatnonzero(usable & (seen.largest > 10 * usual) & (seen.largest <= LARGE_FORCE))
+    if len(far):
+        yield about(
+            "force-outliers",
+            "warn",
+            f"forces ten times as large as nearly all others (90 % are below {usual:.3g} eV/Å)",
+            "look whether these calculations converged; remove them if not",
+            _pick(seen, far),
+        )
+    # Errors of single atoms add up like their square root; forces of nothing at all give one.
+    net = seen.net / (seen.rms * np.sqrt(3.0 * seen.atoms) + 1e-12)
+    uneven = np.flatnonzero(usable & (seen.net / seen.atoms > 1e-3))
+    if len(uneven):
+        per_atom = float(np.median(seen.net[uneven] / seen.atoms[uneven]))
+        bad = float(np.median(net[usable]))
+        severity: Severity = "refuse" if bad > 0.3 else "warn" if bad > 0.03 else "note"
+        yield about(
+            "net-force",
+            severity,
+            f"forces do not sum to zero: {1000 * per_atom:.3g} meV/Å per atom, which no model"
+            " without an outer field can learn",
+            "check that no atom or constraint is missing, and the grid of the calculation",
+            _pick(seen, uneven),
+        )
+    turning = np.flatnonzero(usable & (seen.torque > 0.02))
+    if len(turning):
+        bad = float(np.median(seen.torque[usable & np.isfinite(seen.torque)]))
+        yield about(
+            "net-torque",
+            "refuse" if bad > 0.15 else "warn",
+            "forces turn the molecule as a whole, by up to"
+            f" {100 * float(np.nanmax(seen.torque[turning])):.0f} % of what they could: they belong"
+            " to other positions, another orientation or another order of atoms",
+            "take positions and forces from the same frame of reference (not one in the standard"
+            " orientation of the program)",
+            _pick(seen, turning),
+        )
+
+
+def _zero_forces(seen: Survey, splits: Mapping[str, Sequence[Frame]]) -> Iterator[Finding]:
+    """Forces of exactly zero where no symmetry asks for it."""
+    frames = list(splits.values())
+    suspects = np.flatnonzero((seen.atoms > 1) & (seen.forceless > 0))
+    found = []
+    for index in suspects[:1000].tolist():
+        # A relaxed structure written with few digits has small forces throughout.
+        if seen.forceless[index] < seen.atoms[index] and seen.rms[index] < 0.05:
+            continue
+        frame = frames[seen.split[index]][int(seen.place[index])]
+        if _pulled(frame)[frame.labels.forces.numpy().any(axis=1) == 0].any():
+            found.append(index)
+    if found:
+        whole = sum(seen.forceless[index] == seen.atoms[index] for index in found)
+        more = f" (and {len(suspects) - 1000} not looked at)" if len(suspects) > 1000 else ""
+        yield about(
+            "zero-forces",
+            "refuse",
+            f"forces of exactly zero where no symmetry makes them so; in {whole} frames on all"
+            f" atoms{more}",
+            "take the raw forces of the calculation (ASE's get_forces(apply_constraint=False));"
+            " remove the frames if there are none",
+            [seen.names[index] for index in found],
+        )
+
+
+def _pulled(frame: Frame) -> NDArray[np.bool_]:
+    """Atoms whose neighbors are not arranged symmetrically about them, (n_atoms,)."""
+    i, j, r = yardsticks.pairs(frame, 5.0)
+    z = frame.system.numbers.numpy()
+    d = np.linalg.norm(r, axis=1, keepdims=True)
+    pull = np.zeros((len(z), z.max() + 1, 3))
+    np.add.at(pull, (i, z[j]), r / d * np.exp(-d))
+    unbalanced: NDArray[np.bool_] = np.linalg.norm(pull, axis=2).max(1) > 1e-3
+    return unbalanced
+
+
+def _units(part: str, frames: Sequence[Frame], seen: Survey, keys: Keys) -> Iterator[Finding]:
+    """Units and signs of a split, by the yardsticks."""
+    own = seen.split == seen.splits.index(part)
+    several = np.flatnonzero(own & (seen.atoms > 1))
+    light = [
+        index
+        for index in several.tolist()
+        if seen.numbers[index][-1] <= yardsticks.HEAVIEST_NONRELATIVISTIC
+    ]
+    if light:
+        whole = [yardsticks.all_electron_energy(seen.numbers[index]) for index in light]
+        factor = float(np.median(seen.energy[light] / np.array(whole)))
+        unit = nearest_unit(factor, UNITS_OF_ENERGY, 1.05) if factor > 0.0 else None
+        if unit:
+            yield about(
+                "energy-units",
+                "refuse",
+                f"{part}: the energies are those of all electrons in {unit}; they are read as eV",
+                f"mdlearn data convert --energy-unit {unit}",
+            )
+    moving = np.flatnonzero(own & (seen.atoms > 1) & (seen.rms > 1e-3))
+    if keys.forces is None or len(moving) < 8:
+        return
+    sample = yardsticks.sample(frames, seen.place[moving])
+    yield from _bonds(part, sample)
+    fit = yardsticks.fit_pairs(sample)
+    if fit is not None and fit.explained > 0.3:
+        yield from _against_fit(part, fit, seen, own)
+
+
+def _bonds(part: str, sample: Sequence[Frame]) -> Iterator[Finding]:
+    """Whether bonds to hydrogen are as stiff as everywhere."""
+    bonds = yardsticks.hydrogen_bonds_of(sample)
+    clear = {z: bond for z, bond in bonds.items() if abs(bond.correlation) > 0.8}
+    if not clear:
+        return
+    z = max(clear, key=lambda each: clear[each].samples)
+    factor = clear[z].stiffness / yardsticks.STIFFNESS[z]
+    measured = (
+        f"{part}: {chemical_symbols[z]}-H bonds would have a stiffness of"
+        f" {clear[z].stiffness:.3g} eV/Å², where all have about {yardsticks.STIFFNESS[z]:.0f}"
+    )
+    if factor < 0.0:
+        yield about(
+            "forces-sign",
+            "refuse",
+            f"{part}: the forces stretch {chemical_symbols[z]}-H bonds that are too long: they are"
+            " the gradient of the energy, not its negative",
+            "mdlearn data convert --flip-forces",
+        )
+    elif not 0.6 < factor < 1.7:
+        unit = nearest_unit(factor, UNITS_OF_FORCES, 1.4)
+        sure = unit is not None and not 0.2 < factor < 5.0
+        yield about(
+            "forces-units",
+            "refuse" if sure else "warn",
+            f"{measured}; the forces look like {unit or 'no common unit'}, and are read as eV/Å",
+            f"mdlearn data convert --forces-unit '{unit or '...'}'",
+        )
+
+
+def _against_fit(
+    part: str, fit: yardsticks.PairFit, seen: Survey, own: NDArray[np.bool_]
+) -> Iterator[Finding]:
+    """Whether energies and stresses go as a pair potential says that was fitted to the forces."""
+    if fit.energy is not None:
+        r, ratio, count = fit.energy
+        clear = 3.0 / np.sqrt(count)
+        if r < -max(0.5, clear):
+            yield about(
+                "forces-sign",
+                "refuse",
+                f"{part}: energies rise where the forces lead (correlation {r:.2f}): the forces are"
+                " the gradient of the energy, not its negative",
+                "mdlearn data convert --flip-forces",
+            )
+        elif r > clear and not 1 / LARGEST_RATIO < ratio < LARGEST_RATIO:
+            ratios = {f"energies in {name}": x for name, x in UNITS_OF_ENERGY.items()}
+            ratios |= {f"forces in {name}": 1 / x for name, x in UNITS_OF_FORCES.items()}
+            alike = [name for name, x in ratios.items() if abs(np.log(ratio / x)) < np.log(2.5)]
+            sure = bool(alike) and not 1 / 8 < ratio < 8
+            yield about(
+                "energy-forces-units",
+                "refuse" if sure else "warn",
+                f"{part}: energies vary {ratio:.3g} times as much as the work of the forces"
+                + (f"; that would be {' or '.join(alike)}" if alike else ""),
+                "mdlearn data convert with --energy-unit or --forces-unit",
+            )
+        elif fit.explained > 0.8 and count >= 50 and abs(r) < 0.1:
+            yield about(
+                "unrelated-energies",
+                "warn",
+                f"{part}: energies have nothing to do with the forces (correlation {r:.2f})",
+                "check that energies and structures are in the same order",
+            )
+    if fit.stress is None:
+        return
+    r, ratio, _ = fit.stress
+    if r < -0.5:
+        yield about(
+            "stress-sign",
+            "refuse",
+            f"{part}: stresses have the opposite sign of what the forces say (correlation {r:.2f});"
+            " the sign of ASE is positive where the cell pulls inward",
+            "mdlearn data convert --flip-stress",
+        )
+    if abs(r) > 0.5 and not 1 / LARGEST_RATIO < ratio < LARGEST_RATIO:
+        volume = float(np.median(seen.volume[own & (seen.volume > 0)]))
+        units = yardsticks.UNITS_OF_STRESS | {"eV (virial)": volume}
+        unit = nearest_unit(ratio, units, 2.5)
+        yield about(
+            "stress-units",
+            "refuse" if unit else "warn",
+            f"{part}: stresses are {ratio:.3g} times what the forces say"
+            + (f"; they look like {unit}" if unit else ""),
+            f"mdlearn data convert --stress-unit '{unit or '...'}'",
+        )

@@ -1,0 +1,447 @@
+"""Frames packed into one HDF5 file: checked once, read one by one in flat memory.
+
+    atoms/{positions,numbers,masses,forces}       all frames, one behind another
+    frames/offsets                                where the atoms of each frame begin, and the end
+    frames/{cell,pbc,charge,energy,stress,dipole}
+    frames/{source,index}                         the file each frame is from, and where in it
+
+Units are eV, Å, u and e; NaN stands where there is no label, and a label that no frame has is not
+in the file. The attribute `mdlearn` of the root is JSON: `format`, `version`, the `keys` that fed
+the labels, and the `sources` with their hashes. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, final, overload
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mdlearn import h5md
+from mdlearn.atoms import Frame, Keys, Labels, Wanted, find_keys, iterate_atoms, make_frame
+from mdlearn.errors import DataError, OutputError
+from mdlearn.files import refuse_existing
+from mdlearn.system import System
+
+FORMAT = "mdlearn-frames"
+VERSION = 1
+"""Of the layout; readers refuse files with a higher one."""
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_BLOCK = 512
+"""Frames that are written, or read on the way through the file, at a time, at most."""
+_BLOCK_ATOMS = 50_000
+"""Atoms, likewise; a frame that is larger is a block of its own."""
+_CHUNK_BYTES = 2**16  # a frame read at random costs one or two chunks of each array
+
+
+class _Array(NamedTuple):
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+
+
+_ATOMS = {
+    "positions": _Array(np.float64, (3,)),
+    "numbers": _Array(np.int16, ()),
+    "masses": _Array(np.float64, ()),
+    "forces": _Array(np.float64, (3,)),
+}
+_FRAMES = {
+    "cell": _Array(np.float64, (3, 3)),
+    "pbc": _Array(np.bool_, (3,)),
+    "charge": _Array(np.float64, ()),
+    "energy": _Array(np.float64, ()),
+    "stress": _Array(np.float64, (3, 3)),
+    "dipole": _Array(np.float64, (3,)),
+    "source": _Array(np.int32, ()),
+    "index": _Array(np.int64, ()),
+}
+
+
+class Packed(NamedTuple):
+    """What `pack` did."""
+
+    frames: int
+    atoms: int
+    skipped: tuple[str, ...]
+    """What was wrong with the frames that were left out."""
+    keys: Keys
+
+
+def pack(
+    paths: Sequence[Path],
+    output: Path,
+    wanted: Wanted,
+    *,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> Packed:
+    """Packs the frames of several files, in flat memory; each file is read twice.
+
+    The first reading settles which key feeds which label, for all files together; the second
+    checks and writes. The output appears once it is complete.
+
+    Raises:
+        DataError: see `atoms.read_frames`.
+        OutputError: the output exists, or cannot be written.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    for path in paths:
+        if is_packed(path):
+            raise DataError(f"{path}: is packed already; pack the files that it was made of")
+    keys = find_keys(_named(paths), wanted)
+    skipped: list[str] = []
+    with PackedWriter(output, keys, paths) as writer:
+        for source, path in enumerate(paths):
+            for index, atoms in enumerate(iterate_atoms(path)):
+                try:
+                    frame = make_frame(atoms, keys, f"{path}:{index}")
+                except DataError as error:
+                    if not skip_bad:
+                        raise
+                    skipped.append(str(error))
+                else:
+                    writer.append(frame, source, index)
+        if not writer.frames:
+            raise DataError(f"{skipped[0]}; and no other frame is sound, so there is none to pack")
+    return Packed(writer.frames, writer.atoms, tuple(skipped), keys)
+
+
+def _named(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+    for path in paths:
+        for index, atoms in enumerate(iterate_atoms(path)):
+            yield f"{path}:{index}", atoms
+
+
+@final
+class PackedWriter:
+    """Writes a file of packed frames; a context manager.
+
+    The file appears under its name when the context ends, and not at all if it ends with an error.
+    """
+
+    def __init__(self, path: Path, keys: Keys, sources: Sequence[Path]) -> None:
+        """Makes the file beside its place.
+
+        Args:
+            path: where it will be.
+            keys: which key fed each label; decides which labels are stored.
+            sources: the files that frames come from.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        self.frames = self.atoms = 0
+        self._waiting = 0
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
+        self._pending: list[tuple[Frame, int, int]] = []
+        described = [{"name": str(each), "sha256": _sha256(each)} for each in sources]
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "keys": keys._asdict(),
+            "sources": described,
+        }
+        absent = {label for label, key in keys._asdict().items() if key is None}
+        try:
+            self._file = h5py.File(self._partial, "x", libver=h5md.LIBVER)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be made ({h5md.reason(error)}); choose a folder that exists and"
+                " that you may write to"
+            ) from error
+        self._file.attrs["mdlearn"] = json.dumps(header, ensure_ascii=False)
+        self._columns = {
+            name: _column(self._file, name, each)
+            for group, arrays in (("atoms", _ATOMS), ("frames", _FRAMES))
+            for name, each in ((f"{group}/{n}", a) for n, a in arrays.items() if n not in absent)
+        }
+        self._offsets = _column(self._file, "frames/offsets", _Array(np.int64, ()))
+        self._offsets.resize(1, axis=0)
+
+    def append(self, frame: Frame, source: int = 0, index: int | None = None) -> None:
+        """Takes a frame.
+
+        Args:
+            frame: a checked one.
+            source: which of the sources it is from.
+            index: where in that file; after the one before, if None.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        self._pending.append((frame, source, self.frames if index is None else index))
+        self.frames += 1
+        self.atoms += len(frame.system.numbers)
+        self._waiting += len(frame.system.numbers)
+        if len(self._pending) >= _BLOCK or self._waiting >= _BLOCK_ATOMS:
+            self._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if kind is None and self.frames:
+            try:
+                self._flush()
+                self._file.flush()
+                os.fsync(self._file.id.get_vfd_handle())
+                self._file.close()
+                self._partial.replace(self._path)
+            except (OSError, RuntimeError) as failure:
+                raise self._abandoned(failure) from failure
+        else:
+            h5md.abandon(self._file)
+            self._partial.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        """Writes what is pending."""
+        rows = [_rows(*each) for each in self._pending]
+        self._pending.clear()
+        self._waiting = 0
+        if not rows:
+            return
+        try:
+            for name, column in self._columns.items():
+                join = np.concatenate if name.startswith("atoms/") else np.stack
+                _extend(column, join([row[name] for row in rows]))
+            ends = np.cumsum([len(row["atoms/numbers"]) for row in rows])
+            _extend(self._offsets, int(self._offsets[-1]) + ends)
+        except (OSError, RuntimeError) as error:
+            raise self._abandoned(error) from error
+
+    def _abandoned(self, error: Exception) -> OutputError:
+        h5md.abandon(self._file)
+        self._partial.unlink(missing_ok=True)
+        return OutputError(
+            f"{self._path}: cannot be written ({h5md.reason(error)}) after {self.frames} frames;"
+            " free some space, or choose another disk, and pack again"
+        )
+
+
+def _column(file: Any, name: str, array: _Array) -> Any:
+    row = np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
+    chunks = (max(1, _CHUNK_BYTES // row), *array.shape)
+    shape, largest = (0, *array.shape), (None, *array.shape)
+    return file.create_dataset(name, shape, array.dtype, maxshape=largest, chunks=chunks)
+
+
+def _extend(column: Any, values: NDArray[Any]) -> None:
+    first = len(column)
+    column.resize(first + len(values), axis=0)
+    column[first:] = values
+
+
+def _rows(frame: Frame, source: int, index: int) -> dict[str, NDArray[Any]]:
+    """A frame as it lies in the file."""
+    system, labels = frame.system, frame.labels
+    return {
+        "atoms/positions": system.positions.numpy(),
+        "atoms/numbers": system.numbers.numpy(),
+        "atoms/masses": system.masses.numpy(),
+        "atoms/forces": labels.forces.numpy(),
+        "frames/cell": system.cell[0].numpy(),
+        "frames/pbc": system.pbc[0].numpy(),
+        "frames/charge": system.charge[0].numpy(),
+        "frames/energy": labels.energy[0].numpy(),
+        "frames/stress": labels.stress[0].numpy(),
+        "frames/dipole": labels.dipole[0].numpy(),
+        "frames/source": np.asarray(source),
+        "frames/index": np.asarray(index),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_packed(path: str | Path) -> bool:
+    """Whether a file holds packed frames, by its content."""
+    try:
+        with Path(path).open("rb") as stream:
+            if stream.read(len(_MAGIC)) != _MAGIC:
+                return False
+        with h5py.File(path, "r", locking=False) as file:
+            return _header(file).get("format") == FORMAT
+    except (OSError, RuntimeError):
+        # A truncated one says so when it is opened; here its name is in the first kilobytes.
+        with suppress(OSError), Path(path).open("rb") as stream:
+            return f'"format": "{FORMAT}"'.encode() in stream.read(2**16)
+        return False
+
+
+def open_packed(path: str | Path, wanted: Wanted) -> PackedFrames:
+    """Opens packed frames, if they hold the labels that are wanted.
+
+    Raises:
+        DataError: a label was packed from another key, or not at all.
+    """
+    frames = PackedFrames(path)
+    asked = zip(Keys._fields, frames.keys, wanted[:4], strict=True)
+    for label, key, other in asked:
+        if other is not None and key != other:
+            found = f"the {label} of '{key}'" if key else f"no {label}"
+            raise DataError(
+                f"{path}: was packed with {found}; pack the frames again with --{label}-key {other}"
+            )
+    if frames.keys.forces is None and not wanted.energy_only:
+        raise DataError(
+            f"{path}: was packed without forces; pack the frames again without --energy-only, or"
+            " train with --energy-only"
+        )
+    return frames
+
+
+@final
+class PackedFrames(Sequence[Frame]):
+    """The frames of a packed file, read when they are asked for; a slice reads nothing either.
+
+    The file is opened once in each process, so that frames survive a fork and can be pickled.
+
+    Attributes:
+        path: the file.
+        keys: which key of the sources fed each label.
+        sources: name and sha256 of the files that were packed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens the file.
+
+        Raises:
+            DataError: it cannot be read, or was made by a newer version.
+        """
+        self.path = Path(path)
+        self._file: tuple[int, Any] | None = None
+        try:
+            file = self._open()
+            header = _header(file)
+            if header.get("format") != FORMAT or header["version"] > VERSION:
+                found = header.get("format", "another HDF5 file")
+                raise DataError(
+                    f"{path}: expected packed frames of layout version {VERSION} or lower, found"
+                    f" {found} {header.get('version', '')}; use a newer mdlearn, or pack again"
+                )
+            self.keys = Keys(**header["keys"])
+            self.sources: tuple[tuple[str, str], ...] = tuple(
+                (each["name"], each["sha256"]) for each in header["sources"]
+            )
+            self._offsets: NDArray[np.int64] = file["frames/offsets"][()]
+            if len(file["atoms/numbers"]) != self._offsets[-1]:
+                raise DataError(f"{path}: its arrays do not fit together; pack the frames again")
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            raise self._unreadable(error) from error
+        self._chosen = range(len(self._offsets) - 1)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of atoms of every frame; reads nothing."""
+        sizes: list[int] = np.diff(self._offsets)[list(self._chosen)].tolist()
+        return sizes
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> PackedFrames: ...
+    def __getitem__(self, index: int | slice) -> Frame | PackedFrames:
+        if isinstance(index, slice):
+            part = object.__new__(PackedFrames)
+            part.__dict__.update(self.__dict__ | {"_chosen": self._chosen[index]})
+            return part
+        frame = self._chosen[index]
+        return next(self._read(frame, frame + 1))
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._chosen.step != 1:
+            for frame in self._chosen:
+                yield from self._read(frame, frame + 1)
+            return
+        first = self._chosen.start
+        while first < self._chosen.stop:
+            full = np.searchsorted(self._offsets, self._offsets[first] + _BLOCK_ATOMS)
+            end = min(max(int(full), first + 1), first + _BLOCK, self._chosen.stop)
+            yield from self._read(first, end)
+            first = end
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def _open(self) -> Any:
+        """The handle of this process."""
+        if self._file is None or self._file[0] != os.getpid():
+            self._file = (os.getpid(), h5py.File(self.path, "r", locking=False))
+        return self._file[1]
+
+    def _read(self, first: int, end: int) -> Iterator[Frame]:
+        """The frames from `first` up to `end`, with one access to each array."""
+        begin, stop = self._offsets[first], self._offsets[end]
+        try:
+            file = self._open()
+            atoms = {name: _part(file, f"atoms/{name}", begin, stop) for name in _ATOMS}
+            frames = {name: _part(file, f"frames/{name}", first, end) for name in _FRAMES}
+        except (OSError, RuntimeError, KeyError) as error:
+            raise self._unreadable(error) from error
+        for n in range(end - first):
+            own = slice(self._offsets[first + n] - begin, self._offsets[first + n + 1] - begin)
+            # Copies, so that a frame that is kept does not keep the block that it came with.
+            per_atom = {name: torch.tensor(values[own]) for name, values in atoms.items()}
+            per_frame = {name: torch.tensor(values[n]) for name, values in frames.items()}
+            source, index = int(frames["source"][n]), int(frames["index"][n])
+            yield Frame(
+                f"{self.sources[source][0]}:{index}",
+                System(
+                    per_atom["positions"],
+                    per_atom["numbers"].long(),
+                    per_atom["masses"],
+                    per_frame["cell"][None],
+                    per_frame["pbc"][None],
+                    torch.zeros(len(per_atom["numbers"]), dtype=torch.int64),
+                    per_frame["charge"][None],
+                ),
+                Labels(
+                    per_frame["energy"][None],
+                    per_atom["forces"],
+                    per_frame["stress"][None],
+                    per_frame["dipole"][None],
+                ),
+            )
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.path}: expected packed frames, found: {h5md.reason(error)}; if the file was"
+            " copied, a part of it may be missing: copy it, or pack the frames, again"
+        )
+
+
+def _part(file: Any, name: str, first: int, end: int) -> NDArray[Any]:
+    """Rows of an array; NaN for a label that the file does not have."""
+    if name not in file:
+        group, label = name.split("/")
+        array = (_ATOMS if group == "atoms" else _FRAMES)[label]
+        return np.full((end - first, *array.shape), np.nan)
+    values: NDArray[Any] = file[name][first:end]
+    return values
+
+
+def _header(file: Any) -> dict[str, Any]:
+    """What the root says of the file; empty if it is not one of ours."""
+    try:
+        header = json.loads(file.attrs["mdlearn"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return header if isinstance(header, dict) else {}
