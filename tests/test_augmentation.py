@@ -23,7 +23,7 @@ from mdlearn.system import concatenate
 from mdlearn.training import dataset
 from mdlearn.training.augmentation import augment, random_rotations
 from mdlearn.training.dataset import Example, make_example
-from mdlearn.training.loop import Schedule, fit
+from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
 
 NEITHER = EUCLIDEAN - {"rotation", "reflection"}
@@ -44,13 +44,18 @@ def turns(batch: Example, turned: Example) -> torch.Tensor:
     return torch.linalg.solve(batch.system.cell, turned.system.cell)
 
 
+def seeds(batch: Example, run: int, step: int) -> list[tuple[int, ...]]:
+    """A seed for each frame."""
+    return [(run, step, index) for index in range(len(batch.system.cell))]
+
+
 @pytest.mark.parametrize("symmetries", [NEITHER, EUCLIDEAN - {"rotation"}])
 def test_all_of_a_frame_turns(symmetries: frozenset[str]) -> None:
     """A network that is invariant agrees as much with the turned frames as with the others."""
     network = random_network(PaiNN, dipole=True)
     batch = labelled(network, [SYSTEMS[name]() for name in ("molecule", "triclinic", "wire")])
     for step in range(4):
-        turned = augment(batch, symmetries, 3, step)
+        turned = augment(batch, symmetries, seeds(batch, 3, step))
         again = evaluate(network, turned.system, turned.neighbors)
         assert (turned.labels.forces - batch.labels.forces).abs().max() > 0.1
         assert_close(again.energy, turned.labels.energy, 1e-12)
@@ -69,9 +74,9 @@ def test_all_of_a_frame_turns(symmetries: frozenset[str]) -> None:
 def test_frames_turn_by_themselves_and_every_time_anew() -> None:
     network = random_network(PaiNN, dipole=True)
     batch = labelled(network, [SYSTEMS["triclinic"]()] * 16)
-    first, other = (turns(batch, augment(batch, NEITHER, 0, step)) for step in (0, 1))
-    seeded = turns(batch, augment(batch, NEITHER, 1, 0))
-    assert torch.equal(first, turns(batch, augment(batch, NEITHER, 0, 0)))
+    first, other = (turns(batch, augment(batch, NEITHER, seeds(batch, 0, step))) for step in (0, 1))
+    seeded = turns(batch, augment(batch, NEITHER, seeds(batch, 1, 0)))
+    assert torch.equal(first, turns(batch, augment(batch, NEITHER, seeds(batch, 0, 0))))
     everything = torch.cat([first, other, seeded])
     assert len(everything.flatten(1).round(decimals=3).unique(dim=0)) == 48
     assert torch.linalg.det(everything).min() < 0.0 < torch.linalg.det(everything).max()
@@ -80,7 +85,7 @@ def test_frames_turn_by_themselves_and_every_time_anew() -> None:
 def test_only_networks_without_reflection_see_mirror_images() -> None:
     network = random_network(PaiNN, dipole=True)
     batch = labelled(network, [SYSTEMS["triclinic"]()] * 16)
-    q = turns(batch, augment(batch, EUCLIDEAN - {"rotation"}, 0, 0))
+    q = turns(batch, augment(batch, EUCLIDEAN - {"rotation"}, seeds(batch, 0, 0)))
     assert_close(torch.linalg.det(q), torch.ones(16, dtype=torch.float64), 1e-12)
 
 
@@ -89,7 +94,8 @@ def test_labels_that_are_not_there_stay_away() -> None:
     batch = labelled(network, [molecule(), molecule("H2O")])
     forces = batch.labels.forces.clone()
     forces[:9] = torch.nan
-    turned = augment(batch._replace(labels=batch.labels._replace(forces=forces)), NEITHER, 0, 0)
+    batch = batch._replace(labels=batch.labels._replace(forces=forces))
+    turned = augment(batch, NEITHER, seeds(batch, 0, 0))
     assert torch.equal(turned.labels.forces.isnan(), forces.isnan())
     assert torch.equal(turned.labels.stress.isnan(), batch.labels.stress.isnan())
 
@@ -97,10 +103,10 @@ def test_labels_that_are_not_there_stay_away() -> None:
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "unconstrained"])
 def test_other_networks_see_frames_as_they_are(name: str) -> None:
     batch = labelled(random_network(PaiNN, dipole=True), [molecule()])
-    assert augment(batch, random_network(ARCHITECTURES[name]).symmetries, 0, 0) is batch
+    assert augment(batch, random_network(ARCHITECTURES[name]).symmetries, [(0,)]) is batch
     chiral = random_network(Equivariant, parity="so3")
     assert "reflection" not in chiral.symmetries
-    assert augment(batch, chiral.symmetries, 0, 0) is batch
+    assert augment(batch, chiral.symmetries, [(0,)]) is batch
 
 
 def test_rotations_have_no_preference() -> None:
@@ -134,7 +140,7 @@ def test_training_turns_frames_for_whom_it_concerns(name: str, varies: bool) -> 
         weights = Weights(0.0, 1.0, 0.0)
         valid = [dataset.concatenate(examples)]
         copied = copy.deepcopy(network)
-        epochs = fit(copied, copy.deepcopy(copied), examples, valid, weights, schedule, print)
+        epochs = fit(Training(copied, weights, schedule), examples, valid)
         return [epoch.loss for epoch in epochs]
 
     first = losses()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import ase
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from mdlearn.atoms import Frame, Labels, to_system
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.training.dataset import average_neighbors, concatenate, make_example
-from mdlearn.training.loop import Schedule, fit
+from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
 
 SPECIES = (1, 6, 9, 17, 35)
@@ -65,12 +63,14 @@ def trained(parity: str) -> tuple[Network, float]:
     )
     torch.manual_seed(0)
     network = Equivariant(SPECIES, ENERGIES, settings).double()
-    averaged = copy.deepcopy(network)
     schedule = Schedule(50, 0.0, 50, 12, 2e-2, 0.98, 0)
     weights = Weights(1.0, 0.0, 0.0)
     valid = [concatenate(examples[-8:])]
-    for _ in fit(network, averaged, examples[:-8], valid, weights, schedule, lambda *_: None):
+    training = Training(network, weights, schedule)
+    for _ in fit(training, examples[:-8], valid):
         pass
+    averaged = training.averaged
+    assert isinstance(averaged, Network)
     return averaged, measure(averaged, valid, weights, DIFFERENCE).energy_mae_meV / 1e3
 
 

@@ -59,6 +59,10 @@ class TestTrain:
             "config.toml",
             "metrics.csv",
             "model.safetensors",
+            "learning.png",
+            "parity.png",
+            "errors.png",
+            "report.html",
         }
         assert len((work / "run" / "metrics.csv").read_text().splitlines()) == 1 + 60
 
@@ -178,18 +182,21 @@ class TestTrain:
         assert code == 7
         assert "no GPU" in err
 
-    def test_interrupted_training_keeps_the_best_model(self, here: Path, run: Run) -> None:
+    def test_interrupted_training_leaves_the_best_model_and_goes_on(
+        self, here: Path, run: Run
+    ) -> None:
         train = ["train", "frames.xyz", "--epochs", "1000000", "--features", "8", "--output", "cut"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "mdlearn", *train], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "mdlearn", *train], stderr=subprocess.PIPE, text=True
         )
         deadline = time.monotonic() + 60
         while not (here / "cut" / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "model in cut/model.safetensors" in out
+        assert "go on: mdlearn train --resume cut" in err
+        assert (here / "cut" / "training.safetensors").exists()
         assert run("evaluate", "cut", "frames.xyz")[0] == 0
 
 
@@ -206,10 +213,11 @@ class TestEvaluate:
             labels = atoms.calc.results
             energies.append(calculator.get_potential_energy(atoms) - labels["energy"])
             forces.append(calculator.get_forces(atoms) - labels["forces"])
-        assert found["energy_mae_meV"] == pytest.approx(1e3 * np.abs(energies).mean(), rel=1e-6)
-        assert found["forces_mae_meV_per_A"] == pytest.approx(1e3 * np.abs(forces).mean(), rel=1e-6)
+        assert found["energy_meV"]["mae"] == pytest.approx(1e3 * np.abs(energies).mean(), rel=1e-6)
+        mae = 1e3 * np.abs(forces).mean()
+        assert found["forces_meV_per_A"]["mae"] == pytest.approx(mae, rel=1e-6)
         rmse = 1e3 * np.sqrt(np.square(forces).mean())
-        assert found["forces_rmse_meV_per_A"] == pytest.approx(rmse, rel=1e-6)
+        assert found["forces_meV_per_A"]["rmse"] == pytest.approx(rmse, rel=1e-6)
 
     def test_average_over_rotations(self, here: Path, run: Run) -> None:
         import torch
@@ -224,12 +232,13 @@ class TestEvaluate:
         assert run(*train, "--epochs", 2, "--output", "free")[0] == 0
         evaluate = ["frames.xyz", "--json", "--precision", "float64"]
 
-        def errors(model: str, rotations: int) -> dict[str, float]:
+        def errors(model: str, rotations: int) -> dict[str, dict[str, float]]:
             code, out, _ = run("evaluate", model, *evaluate, "--rotations", rotations)
             assert code == 0
             return json.loads(out)
 
-        assert errors("run", 3) == pytest.approx(errors("run", 1), rel=1e-9)  # it is invariant
+        three, one = (errors("run", count)["forces_meV_per_A"] for count in (3, 1))
+        assert three == pytest.approx(one, rel=1e-9)  # it is invariant
         network = load_model(here / "free", torch.float64).network
         average = RotationAverage(network, 3).double()
         frames, _ = read_frames(here / "frames.xyz")
@@ -237,8 +246,9 @@ class TestEvaluate:
         scale = network.settings.scale
         expected = measure(average, examples, Weights(1.0, 1.0, 1.0), scale)
         found, plain = errors("free", 3), errors("free", 1)
-        assert found["forces_mae_meV_per_A"] == pytest.approx(expected.forces_mae_meV_per_A)
-        assert found["energy_mae_meV"] != pytest.approx(plain["energy_mae_meV"], rel=1e-4)
+        mae = found["forces_meV_per_A"]["mae"]
+        assert mae == pytest.approx(expected.forces_mae_meV_per_A)
+        assert found["energy_meV"]["mae"] != pytest.approx(plain["energy_meV"]["mae"], rel=1e-4)
         code, _, err = run("evaluate", "free", *evaluate, "--rotations", 0)
         assert code == 2
         assert "--rotations" in err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib.resources import files
 
 import ase
@@ -42,7 +41,7 @@ from mdlearn.training.dataset import (
     force_scale,
     make_example,
 )
-from mdlearn.training.loop import Epoch, Schedule, fit
+from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Weights
 
 
@@ -306,16 +305,7 @@ def learn(
     network = kind(find_species(frames), energies, settings).float()
     examples = [make_example(frame, 4.0) for frame in frames]
     schedule = Schedule(epochs, 0.0, epochs, 5, kind.learning_rate, 0.9, 0)
-    steps = fit(
-        network,
-        copy.deepcopy(network),
-        examples,
-        [concatenate(examples)],
-        weights,
-        schedule,
-        lambda step, steps: None,
-    )
-    return list(steps)
+    return list(fit(Training(network, weights, schedule), examples, [concatenate(examples)]))
 
 
 @pytest.mark.parametrize("name", ["unconstrained", "egnn", "painn"])

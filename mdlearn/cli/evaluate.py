@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
+from rich import table as rich
 
-from mdlearn.atoms import read_frames, require_species
+from mdlearn.atoms import read_atoms, read_frames, require_species
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
-from mdlearn.cli.train import add_errors, error_table
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_device
+from mdlearn.files import make_run_folder
+from mdlearn.packed import is_packed
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.unconstrained import RotationAverage
-from mdlearn.training.dataset import make_example, to
-from mdlearn.training.loss import Weights, measure
+from mdlearn.report import Table, tables
+from mdlearn.training.comparison import UNNAMED, compare, summarize, to_json
+
+PICTURES = ("parity.png", "errors.png")
 
 
 class EvaluateConfig(Config):
@@ -34,6 +38,8 @@ class EvaluateConfig(Config):
         1, ge=1, description="average over so many orientations; for networks without that symmetry"
     )
     json_: bool = Field(False, alias="json", description="print JSON")
+    plots: Path | None = Field(None, description="folder for pictures of parity and errors")
+    overwrite: bool = Field(False, description="replace an output that exists")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
 
@@ -55,16 +61,46 @@ def run(config: EvaluateConfig) -> int:
     )
     for frame in frames:
         require_species(network.species, frame.system, frame.name)
-    examples = (to(make_example(frame, network.cutoff), device) for frame in frames)
-    errors = measure(network, examples, Weights(1.0, 1.0, 1.0), network.settings.scale)
+    if config.plots is not None:
+        make_run_folder(config.plots, overwrite=config.overwrite, contents=PICTURES)
+    comparison = compare(network, frames, _config_types(config.frames))
+    summary = summarize(comparison)
     if config.json_:
-        # JSON has no NaN; a quantity without labels has no error.
-        print(json.dumps({name: x for name, x in errors._asdict().items() if x == x}))
-        return 0
-    table = error_table()
-    add_errors(table, f"{config.frames.name}, {len(frames)} frames", errors)
-    out.print(table)
+        print(json.dumps(to_json(summary), ensure_ascii=False, allow_nan=False))
+    else:
+        for index, each in enumerate(tables(config.frames.name, summary)):
+            if index:
+                out.print()
+            out.print(_rich(each))
+    if config.plots is not None:
+        from mdlearn import plots  # a second that only those wait for who want pictures
+
+        sets = {config.frames.name: comparison}
+        plots.plot_parity(config.plots / PICTURES[0], sets)
+        plots.plot_errors(config.plots / PICTURES[1], sets)
     return 0
+
+
+def _config_types(path: Path) -> list[str]:
+    """What kind of structure each frame of a file is; empty if nobody said."""
+    if is_packed(path):
+        return []
+    kinds = [str(atoms.info.get("config_type", UNNAMED)) for atoms in read_atoms(path)]
+    return kinds if set(kinds) != {UNNAMED} else []
+
+
+def _rich(table: Table) -> rich.Table:
+    """A table for the terminal."""
+    found = rich.Table(
+        title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for index, name in enumerate(table.head):
+        justify: Literal["left", "right"] = "right" if index else "left"
+        # Where it is too narrow, rather heads in three lines than half a name.
+        found.add_column(name, justify=justify, vertical="bottom", no_wrap=index == 0)
+    for row in table.rows:
+        found.add_row(*row)
+    return found
 
 
 command = verb(
@@ -74,8 +110,11 @@ command = verb(
     run,
     """Measure the errors of MODEL on labelled FRAMES, in meV, meV/atom and meV/Å.
 
+    As a whole, by element, by kind of structure where frames have a config_type, and the worst
+    frames.
+
     \b
     Example:
-      mdlearn evaluate ethanol-run test.xyz --json
+      mdlearn evaluate ethanol-run test.xyz --plots pictures
     """,
 )

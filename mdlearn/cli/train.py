@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 from rich.table import Table
 
 from mdlearn.cli.check import summary
 from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
-from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.loop import Epoch
+from mdlearn.training.loop import ATOMS_PER_BATCH, Epoch
 from mdlearn.training.loss import Errors
-from mdlearn.training.run import Data, Result, Watcher, train
+from mdlearn.training.run import Result, Start, Watcher, train
 
 
 def run(config: TrainConfig) -> int:
     """Trains, and says what came of it."""
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: the first process speaks for all
+        out.quiet = err.quiet = True
+    starts: list[Start] = []
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
 
-        def on_data(data: Data, network: ParametricPotential) -> None:
-            _describe(config, data, network)
+        def on_start(start: Start) -> None:
+            starts.append(start)
+            last.extend(start.training.history)
+            _describe(start)
 
-        def on_step(step: int, steps: int) -> None:
+        def stops(step: int, steps: int) -> bool:
             line.show(f"{_progress(last[-1]) if last else 'first epoch'} | step {step}/{steps}")
-            if interruption.received and not last:
-                raise KeyboardInterrupt
+            return interruption.received > 0
 
-        def on_epoch(epoch: Epoch) -> bool:
+        def on_epoch(epoch: Epoch) -> None:
             last.append(epoch)
             line.show(_progress(epoch))
-            return not interruption.received
 
-        result = train(config, Watcher(on_data, on_step, on_epoch))
-    report(config, result, last[-1])
+        result = train(config, Watcher(on_start, stops, on_epoch))
+    if result:
+        report(result, config.frames or starts[0].config.frames)
+        return 0
+    if interruption.received:
+        folder = starts[0].folder
+        err.print(f"interrupted after {len(last)} epochs; go on: mdlearn train --resume {folder}")
     return 128 + interruption.received if interruption.received else 0
 
 
-def _describe(config: TrainConfig, data: Data, network: ParametricPotential) -> None:
+def _describe(start: Start) -> None:
     """Says what goes in, before the long wait."""
-    keys = data.keys
+    config, data, keys, training = start.config, start.data, start.data.keys, start.training
+    network = training.network
     n_test = f", {len(data.test)} to test" if data.test else ""
     err.print(f"frames      {len(data.train)} to train, {len(data.valid)} to validate{n_test}")
     err.print(
@@ -51,15 +61,25 @@ def _describe(config: TrainConfig, data: Data, network: ParametricPotential) -> 
         + (f", dipole from '{keys.dipole}'" if keys.dipole else "")
         + f" (taken as eV, eV/Å, eV/Å³{', e Å' if keys.dipole else ''})"
     )
-    err.print(f"atoms       energies of isolated atoms: {data.reference.source}")
+    for each in start.findings:
+        which = f" ({', '.join(each.frames)}; {each.total} in all)" if each.frames else ""
+        err.print(f"data        {each.name}: {each.message}{which}; {each.fix}")
+    err.print(f"atoms       energies of isolated atoms: {start.reference}")
     weights = sum(each.numel() for each in network.parameters())
+    frozen = weights - sum(each.numel() for each in training.parameters)
     err.print(
-        f"network     {config.model}, {weights:,} weights, cutoff {config.cutoff_A} Å,"
+        f"network     {network.settings.architecture}, {weights:,} weights"
+        + (f" ({frozen:,} frozen)" if frozen else "")
+        + f", cutoff {network.cutoff} Å,"
         f" {network.settings.average_neighbors:.1f} neighbors per atom"
     )
+    if start.old:
+        err.print(f"start       the weights of {config.from_}")
     length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:.3g} min"
-    size = f"{data.batch_size} frames" if data.batch_size > 1 else "one frame"
+    size = f"{config.batch_size} frames" if config.batch_size else f"{ATOMS_PER_BATCH} atoms"
     err.print(f"training    {length}, {size} per step, seed {config.seed}")
+    if training.history:
+        err.print(f"resumed     after {len(training.history)} epochs")
 
 
 def _progress(epoch: Epoch) -> str:
@@ -72,17 +92,17 @@ def _progress(epoch: Epoch) -> str:
     )
 
 
-def report(config: TrainConfig, result: Result, last: Epoch) -> None:
+def report(result: Result, frames: Path | None) -> None:
     """The errors of the model and where it is."""
     table = error_table()
-    add_errors(table, "validation", result.valid)
-    if result.test:
-        add_errors(table, "test", result.test)
+    for name, errors in result.errors.items():
+        add_errors(table, name, errors)
     out.print(table)
+    last = result.history[-1]
     out.print(f"{last.epoch} epochs in {hms(last.seconds)}; best: epoch {result.epoch}")
     out.print(f"certificate: {summary(result.certificate)}")
     out.print(f"model in {result.model}")
-    out.print(f"next: mdlearn simulate {result.model.parent} {config.frames}")
+    out.print(f"next: mdlearn simulate {result.model.parent} {frames}")
 
 
 def error_table() -> Table:
@@ -121,11 +141,14 @@ command = verb(
     """Train a potential on FRAMES: labelled structures in any format that ASE reads.
 
     Energies in eV, forces in eV/Å, stress in eV/Å³. The run folder receives the model, the resolved
-    configuration (config.toml) and the metrics of every epoch (metrics.csv). Ctrl-C ends the
-    training and keeps the best model so far.
+    configuration (config.toml) and the metrics of every epoch (metrics.csv). A training that was
+    stopped, by Ctrl-C, a signal or a power cut, goes on with --resume as if nothing had happened.
 
     \b
     Example:
       mdlearn train ethanol.xyz --budget 10min --output ethanol-run
+      mdlearn train --resume ethanol-run
+      mdlearn train my-frames.xyz --from ethanol-run --freeze products.0
+      torchrun --nproc-per-node 2 -m mdlearn train ethanol.xyz
     """,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,13 @@ class Sum(ParametricPotential):
             assert isinstance(part, ParametricPotential)
             energy = energy + part.interaction(index, r, distance, neighbors)
         return energy
+
+    def by_element(self, name: str, parameter: Tensor) -> Sequence[Tensor]:
+        """As the part that it belongs to has it; see `ParametricPotential`."""
+        _, rank, rest = name.split(".", 2)
+        part = self.parts.get_submodule(rank)
+        assert isinstance(part, ParametricPotential)
+        return part.by_element(rest, parameter)
 
     def multipoles(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> tuple[Tensor, Tensor]:
         """The sums of the charges and dipoles of the parts that have some; see `Network`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -98,6 +98,15 @@ class Equivariant(Network):
         # The harmonics of degree 1 are y, z and x.
         vectors = torch.stack((functions[3], functions[1], functions[2]), 1)
         return Representation(torch.cat(scalars, -1), vectors)
+
+    def by_element(self, name: str, parameter: Tensor) -> Sequence[Tensor]:
+        """The densities of an element are mixed by weights of its own; see `Network`."""
+        if not name.endswith("mix.weight"):
+            return (parameter,)
+        n_species, radial = len(self.species), self.settings.radial
+        weight = parameter.view(DEGREE + 1, -1, 3 * self.settings.features)
+        near = weight[:, : radial * n_species].view(DEGREE + 1, radial, n_species, -1)
+        return near.movedim(2, 0), weight[:, radial * n_species :]
 
     def _sum(self, harmonics: Tensor, pairs: Tensor) -> Tensor:
         """The sum over neighbors: (n_atoms, K, M), (n_atoms, K, C) -> (M, n_atoms, C)."""

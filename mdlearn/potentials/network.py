@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -147,6 +147,34 @@ class ParametricPotential(nn.Module, ABC):
             f"this model ({self.settings.architecture}) has no charges and dipoles; train a network"
             " on frames with dipole labels"
         )
+
+    def inherit(self, other: ParametricPotential) -> None:
+        """Takes over the parameters of a potential of the same settings for fewer elements.
+
+        What belongs to an element that the other does not know stays as it is.
+
+        Raises:
+            ModelError: the parameters of this architecture are not sorted by element.
+        """
+        theirs = dict(other.named_parameters())
+        ranks = torch.tensor([self.species.index(z) for z in other.species])
+        with torch.no_grad():
+            for name, mine in self.named_parameters():
+                places = self.by_element(name, mine), other.by_element(name, theirs[name])
+                for place, old in zip(*places, strict=True):
+                    if place.shape == old.shape:
+                        place.copy_(old)
+                    elif place.shape[1:] == old.shape[1:] and len(old) == len(ranks):
+                        place[ranks] = old.to(place)
+                    else:
+                        raise ModelError(
+                            f"a model of the kind {self.settings.architecture} cannot take up new"
+                            " elements; train one from scratch"
+                        )
+
+    def by_element(self, name: str, parameter: Tensor) -> Sequence[Tensor]:
+        """Views of a parameter; those that depend on elements have these along the first axis."""
+        return (parameter,)
 
     def geometry(self, numbers: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks of the elements, and pair vectors and distances in the parameters' precision."""

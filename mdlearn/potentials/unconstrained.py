@@ -43,7 +43,7 @@ class Unconstrained(Network):
         "medium": Size(64, 3, 12),
         "large": Size(128, 3, 12),
     }
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-3
 
     def __init__(
         self,

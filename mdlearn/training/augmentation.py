@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from mdlearn.potentials.unconstrained import rotation_matrices
 from mdlearn.training.dataset import Example
 
 
-def augment(batch: Example, symmetries: Set[str], seed: int, step: int) -> Example:
+def augment(batch: Example, symmetries: Set[str], seeds: Sequence[tuple[int, ...]]) -> Example:
     """Turns every frame of a batch by a rotation of its own, unless the network needs none.
 
     Positions, cells and forces turn, stress on both sides, dipoles about the origin; energies stay.
@@ -23,15 +23,14 @@ def augment(batch: Example, symmetries: Set[str], seed: int, step: int) -> Examp
         symmetries: of the network. Without `rotation` among them, frames are rotated, and half of
             them reflected, too, if `reflection` is missing with it. Without `reflection` alone
             nothing is done: such a network is made to tell mirror images apart.
-        seed: of the run.
-        step: of the run; the same seed and step give the same rotations.
+        seeds: one for each frame, which settles its rotation, whatever stands beside it.
     """
     if "rotation" in symmetries:
         return batch
-    generator = np.random.default_rng([seed, step])
     system, labels = batch.system, batch.labels
-    turns = random_rotations(len(system.cell), generator, "reflection" not in symmetries)
-    q = turns.to(system.positions)  # (n_systems, 3, 3)
+    reflect = "reflection" not in symmetries
+    turns = [random_rotations(1, np.random.default_rng(each), reflect) for each in seeds]
+    q = torch.cat(turns).to(system.positions)  # (n_systems, 3, 3)
     own = q[system.system]  # (n_atoms, 3, 3)
 
     def turn(vectors: Tensor, q: Tensor) -> Tensor:

@@ -48,7 +48,21 @@ Model = Annotated[str, AfterValidator(_check_model)]
 class TrainConfig(Config):
     """Options of `mdlearn train`."""
 
-    frames: Path = Field(description="labelled structures: extended XYZ or anything ASE reads")
+    frames: Path | None = Field(
+        None, description="labelled structures: extended XYZ or anything ASE reads"
+    )
+    resume: Path | None = Field(
+        None, description="go on with the training in this run folder, to the same end"
+    )
+    from_: Path | None = Field(
+        None, alias="from", description="model to start from, instead of random weights"
+    )
+    freeze: str | None = Field(
+        None, description="parts of the network to leave as they are, joined by commas"
+    )
+    accept: str | None = Field(
+        None, description="findings of `mdlearn data check` to train in spite of, joined by commas"
+    )
     valid: Path | None = Field(
         None, description="frames to validate on; dealt from FRAMES if absent"
     )
@@ -103,7 +117,7 @@ class TrainConfig(Config):
         description="stop after so many epochs without progress [default: a third of all]",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="frames per step [default: about 100 atoms]"
+        None, ge=1, description="frames per step [default: about 110 atoms]"
     )
     learning_rate: float | None = Field(
         None, gt=0, description="largest step size of the optimizer [default: the network's own]"
@@ -121,9 +135,31 @@ class TrainConfig(Config):
         1.0, ge=0, description="weight of the dipole in the loss; 0: a model without dipoles"
     )
 
+    tensorboard: bool = Field(False, description="write the metrics for TensorBoard, too")
     seed: int = Field(0, ge=0, description="of initial weights, split and order of frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        if self.frames is None and self.resume is None:
+            raise ValueError("expected FRAMES, as in: mdlearn train ethanol.xyz --budget 10min")
+        given = self.model_fields_set
+        if self.resume and (others := given - {"resume", "device", "overwrite"}):
+            raise ValueError(
+                f"--{_typed(min(others))}: a resumed training keeps its settings; only --device can"
+                " be given with --resume"
+            )
+        of_model = {"model", "size", "cutoff_A", "features", "interactions", "radial", "parity"}
+        fields = type(self).model_fields
+        changed = {name for name in of_model if getattr(self, name) != fields[name].default}
+        if self.from_ and changed:
+            raise ValueError(
+                f"--{_typed(min(changed))}: comes from the model that --from names; leave it out"
+            )
+        if self.freeze and not self.from_:
+            raise ValueError("--freeze: there is nothing to keep without --from")
+        return self
 
     @model_validator(mode="after")
     def _parity_fits(self) -> Self:
@@ -133,3 +169,8 @@ class TrainConfig(Config):
                 f" {self.model} was asked for; leave out --parity, or --model"
             )
         return self
+
+
+def _typed(field: str) -> str:
+    """The name of a field as people type it."""
+    return (TrainConfig.model_fields[field].alias or field).replace("_", "-")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,8 +14,13 @@ from mdlearn import neighbors as neighbor_lists
 from mdlearn import system as systems
 from mdlearn.atoms import Frame, Labels
 from mdlearn.neighbors import Neighbors, pair_vectors
+from mdlearn.packed import PackedFrames
+from mdlearn.potentials.elements import HEAVIEST
 from mdlearn.system import System
+from mdlearn.training.team import ALONE, Team
 
+SAMPLE = 5000
+"""Frames that are enough for an average."""
 WALL_MARGIN = 0.97
 """Where the wall begins, as a share of the shortest distance among the training frames."""
 
@@ -26,6 +31,128 @@ class Example(NamedTuple):
     system: System
     neighbors: Neighbors
     labels: Labels
+    name: str = ""
+    """Of the frames, for messages."""
+
+
+class Selected(Sequence[Frame]):
+    """Some frames of a sequence that reads them when they are asked for."""
+
+    def __init__(self, frames: Sequence[Frame], chosen: Sequence[int]) -> None:
+        """Reads nothing yet.
+
+        Args:
+            frames: all of them.
+            chosen: indices of those that are here.
+        """
+        self.frames = frames
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Selected: ...
+    def __getitem__(self, index: int | slice) -> Frame | Selected:
+        if isinstance(index, slice):
+            return Selected(self.frames, self.chosen[index])
+        return self.frames[self.chosen[index]]
+
+
+def select(frames: Sequence[Frame], chosen: Sequence[int]) -> Sequence[Frame]:
+    """Some frames: a list of a list, and a sequence that reads of one that reads."""
+    if isinstance(frames, list):
+        return [frames[index] for index in chosen]
+    return Selected(frames, chosen)
+
+
+def frame_sizes(frames: Sequence[Frame]) -> list[int]:
+    """The number of atoms of every frame, without reading the frames where that can be."""
+    if isinstance(frames, Selected):
+        sizes = frame_sizes(frames.frames)
+        return [sizes[index] for index in frames.chosen]
+    if isinstance(frames, PackedFrames):
+        return frames.sizes
+    return [len(frame.system.numbers) for frame in frames]
+
+
+class Examples(Sequence[Example]):
+    """Frames as a training sees them.
+
+    Those of frames in memory are made once and kept. Those of frames that are read when they are
+    asked for are made anew each time, so that memory stays flat however many there are.
+    """
+
+    def __init__(self, frames: Sequence[Frame], cutoff: float, device: torch.device) -> None:
+        """Makes nothing yet.
+
+        Args:
+            frames: a list of them, or a sequence that reads them.
+            cutoff: Å.
+            device: where the examples are to be.
+        """
+        self._frames = frames
+        self.cutoff = cutoff
+        self._device = device
+        self.in_memory = isinstance(frames, list)
+        self._kept: dict[int, Example] = {}
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        if isinstance(index, slice):
+            return Examples(self._frames[index], self.cutoff, self._device)
+        if index in self._kept:
+            return self._kept[index]
+        example = to(make_example(self._frames[index], self.cutoff), self._device)
+        if self.in_memory:
+            self._kept[index] = example
+        return example
+
+    def sizes(self) -> list[int]:
+        """The number of atoms of every frame."""
+        return frame_sizes(self._frames)
+
+
+def find_sizes(examples: Sequence[Example]) -> list[int]:
+    """The number of atoms of every example."""
+    if isinstance(examples, Examples):
+        return examples.sizes()
+    return [len(each.system.numbers) for each in examples]
+
+
+class Batches:
+    """Examples in batches, in their order; can be gone through as often as one likes."""
+
+    def __init__(self, examples: Examples, atoms: int) -> None:
+        """Makes nothing yet.
+
+        Args:
+            examples: the frames.
+            atoms: about how many make a batch.
+        """
+        sizes = np.array(examples.sizes(), np.int64)
+        self._examples = examples
+        self._groups = deal(np.arange(len(sizes)), sizes, atoms) if len(sizes) else []
+        self._kept: list[Example] = []
+
+    def __iter__(self) -> Iterator[Example]:
+        if len(self._kept) == len(self._groups):
+            yield from self._kept
+            return
+        self._kept.clear()
+        for group in self._groups:
+            batch = concatenate([self._examples[index] for index in group])
+            if self._examples.in_memory:
+                self._kept.append(batch)
+            yield batch
 
 
 class ReferenceEnergies(NamedTuple):
@@ -39,7 +166,8 @@ class ReferenceEnergies(NamedTuple):
 
 def make_example(frame: Frame, cutoff: float) -> Example:
     """Finds the neighbors of a frame once and for all."""
-    return Example(frame.system, neighbor_lists.build(frame.system, cutoff), frame.labels)
+    pairs = neighbor_lists.build(frame.system, cutoff)
+    return Example(frame.system, pairs, frame.labels, frame.name)
 
 
 def concatenate(examples: Sequence[Example]) -> Example:
@@ -49,16 +177,25 @@ def concatenate(examples: Sequence[Example]) -> Example:
         systems.concatenate([each.system for each in examples]),
         neighbor_lists.concatenate([each.neighbors for each in examples], capacity),
         Labels(*(torch.cat(each) for each in zip(*(x.labels for x in examples), strict=True))),
+        ", ".join(each.name for each in examples),
     )
 
 
-def batches(
-    examples: Sequence[Example], size: int, order: NDArray[np.int64]
-) -> Iterator[tuple[Example, NDArray[np.int64]]]:
-    """Yields batches of `size` examples in the given order, each with their indices."""
-    for first in range(0, len(order), size):
-        chosen = order[first : first + size]
-        yield concatenate([examples[index] for index in chosen]), chosen
+def deal(order: NDArray[np.int64], costs: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
+    """Deals frames into batches, in the given order, as many into each as the limit allows.
+
+    Args:
+        order: indices of frames.
+        costs: of each frame: its atoms, or one.
+        limit: the cost of a batch; a frame that is dearer has a batch to itself.
+    """
+    firsts, room = [0], limit
+    for place, index in enumerate(order):
+        if costs[index] > room and place > firsts[-1]:
+            firsts.append(place)
+            room = limit
+        room -= int(costs[index])
+    return np.split(order, firsts[1:])
 
 
 def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame]) -> ReferenceEnergies:
@@ -71,13 +208,16 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame]) -
     Returns:
         One energy for each element that occurs.
     """
-    species = find_species([*frames, *isolated])
+    species = tuple(sorted({*find_species(frames), *find_species(isolated)}))
     given = {int(f.system.numbers[0]): float(f.labels.energy) for f in isolated}
     if set(given) >= set(species):
         return ReferenceEnergies(given, "isolated atoms")
-    numbers = [frame.system.numbers.numpy() for frame in frames]
-    counts = np.array([[np.count_nonzero(n == z) for z in species] for n in numbers], np.float64)
-    energies = np.array([float(frame.labels.energy) for frame in frames])
+    rows, values = [], []
+    for frame in frames:
+        numbers = frame.system.numbers.numpy()
+        rows.append([np.count_nonzero(numbers == z) for z in species])
+        values.append(float(frame.labels.energy))
+    counts, energies = np.array(rows, np.float64), np.array(values)
     solution, _, rank, _ = np.linalg.lstsq(counts, energies, rcond=None)
     source = "least squares"
     if rank < len(species):
@@ -92,50 +232,76 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame]) -
 
 def find_species(frames: Sequence[Frame]) -> tuple[int, ...]:
     """The atomic numbers that occur, ascending."""
-    return tuple(sorted({int(z) for frame in frames for z in frame.system.numbers.tolist()}))
+    found: set[int] = set()
+    for frame in frames:
+        found.update(frame.system.numbers.tolist())
+    return tuple(sorted(found))
 
 
 def force_scale(frames: Sequence[Frame]) -> float:
     """Root mean square of the force components, eV/Å; one where there are none to speak of."""
-    forces = torch.cat([frame.labels.forces.flatten() for frame in frames])
-    scale = float(forces[~forces.isnan()].square().mean().sqrt())
+    total, count = 0.0, 0
+    for frame in sample(frames):
+        forces = frame.labels.forces
+        total += float(forces.square().nansum())
+        count += int((~forces.isnan()).sum())
+    scale = (total / max(1, count)) ** 0.5
     return scale if scale > 1e-3 else 1.0
+
+
+Item = TypeVar("Item")
+
+
+def sample(items: Sequence[Item]) -> Iterator[Item]:
+    """As many items as a statistic needs, evenly spread over all."""
+    stride = -(-len(items) // SAMPLE)
+    return (items[index] for index in range(0, len(items), max(1, stride)))
 
 
 def average_neighbors(examples: Sequence[Example]) -> float:
     """Neighbors per atom within the cutoff, averaged over all atoms; at least one."""
-    pairs = sum(int(each.neighbors.valid.sum()) for each in examples)
-    return max(1.0, pairs / sum(len(each.system.numbers) for each in examples))
+    pairs, atoms = 0, 0
+    for each in sample(examples):
+        pairs += int(each.neighbors.valid.sum())
+        atoms += len(each.system.numbers)
+    return max(1.0, pairs / atoms)
 
 
-def closest_distances(examples: Sequence[Example]) -> list[tuple[int, int, float]]:
+def closest_distances(
+    examples: Iterable[Example], team: Team = ALONE
+) -> list[tuple[int, int, float]]:
     """The shortest distance of each pair of elements, less a margin for the next trajectory.
+
+    Args:
+        examples: the frames; of a team, the share of this process.
+        team: the processes whose frames count.
 
     Returns:
         Atomic numbers, ascending, and Å; only pairs that come within the cutoff.
     """
-    shortest: dict[tuple[int, int], float] = {}
+    n = HEAVIEST + 1
+    shortest = torch.full((n * n,), torch.inf, dtype=torch.float64)
     for each in examples:
-        numbers, neighbors = each.system.numbers, each.neighbors
-        distance = pair_vectors(each.system, neighbors).norm(dim=2)
-        for one in numbers.unique().tolist():
-            for other in numbers.unique().tolist():
-                pairs = (numbers[:, None] == one) & (numbers[neighbors.j] == other)
-                found = distance[pairs & neighbors.valid]
-                if one <= other and len(found):
-                    least = min(float(found.min()), shortest.get((one, other), torch.inf))
-                    shortest[one, other] = least
-    return [(*pair, WALL_MARGIN * distance) for pair, distance in sorted(shortest.items())]
+        numbers, neighbors = each.system.numbers.cpu(), each.neighbors
+        distance = pair_vectors(each.system, neighbors).norm(dim=2).cpu()
+        other = numbers[neighbors.j.cpu()]
+        low, high = torch.minimum(numbers[:, None], other), torch.maximum(numbers[:, None], other)
+        valid = neighbors.valid.cpu()
+        pair, found = (low * n + high)[valid], distance[valid].double()
+        shortest.scatter_reduce_(0, pair, found, "amin")
+    team.lowest(shortest)
+    pairs = torch.nonzero(shortest.isfinite()).flatten().tolist()
+    return [(each // n, each % n, WALL_MARGIN * float(shortest[each])) for each in pairs]
 
 
 def split_frames(
     frames: Sequence[Frame], fraction: float, generator: np.random.Generator
-) -> tuple[list[Frame], list[Frame]]:
+) -> tuple[Sequence[Frame], Sequence[Frame]]:
     """Deals frames at random into training and validation, at least one to each."""
     count = min(len(frames) - 1, max(1, round(fraction * len(frames))))
     held_out = set(generator.permutation(len(frames))[:count].tolist())
-    train = [frame for index, frame in enumerate(frames) if index not in held_out]
-    return train, [frame for index, frame in enumerate(frames) if index in held_out]
+    kept = [index for index in range(len(frames)) if index not in held_out]
+    return select(frames, kept), select(frames, sorted(held_out))
 
 
 def to(example: Example, device: torch.device) -> Example:
@@ -148,4 +314,5 @@ def to(example: Example, device: torch.device) -> Example:
         System(*move(example.system)),
         Neighbors(*move(example.neighbors)),
         Labels(*move(example.labels)),
+        example.name,
     )

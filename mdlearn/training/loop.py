@@ -1,29 +1,58 @@
-"""The training loop, whole, on one screen."""
+"""The training loop, whole, on one screen; and what it needs to go on where it stopped."""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
-from mdlearn.errors import UnstableError
+from mdlearn.errors import DataError, UnstableError
+from mdlearn.files import write_atomically
+from mdlearn.potentials.checkpoint import DAMAGE
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
-from mdlearn.training.dataset import Example, batches
-from mdlearn.training.loss import Errors, Weights, dipole_of, loss_of, measure
+from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
+from mdlearn.training.loss import (
+    Errors,
+    Weights,
+    count_labels,
+    dipole_of,
+    loss_of,
+    measure,
+)
+from mdlearn.training.team import ALONE, Team
 
 CLIP = 10.0
 """Largest norm of the gradient of the loss; only the odd batch of the first epochs is longer."""
 
-
 ENERGY_FINISH = 25.0
 """By how much the weight of the energy grows during a run. Forces teach the shape of the surface
 fast; energies, one number a frame, are noise at a high learning rate and settle at a low one."""
+
+ATOMS_PER_BATCH = 110
+"""About so many see enough of the surface for a step, and not more than is worth one."""
+
+BETAS = (0.9, 0.98)
+"""Memory of Adam for gradients and their squares. A long one for the squares, as is customary,
+lets the large gradients of the beginning hold back the rest of a short training: 7 % more error."""
+
+WARMUP = 100
+"""Steps over which the learning rate rises, or an epoch where that is longer."""
+
+SAVE_EVERY_S = 10.0
+"""Seconds of work that a kill can cost."""
 
 
 class Schedule(NamedTuple):
@@ -35,7 +64,8 @@ class Schedule(NamedTuple):
     """Seconds; only looked at when `epochs` is None."""
     patience: int | None
     """Epochs without a better validation loss before stopping; None: a third of all."""
-    batch_size: int
+    batch_size: int | None
+    """Frames per step; None: about `ATOMS_PER_BATCH` atoms."""
     learning_rate: float
     ema: float
     """Decay of the running average of the weights, per step."""
@@ -56,84 +86,299 @@ class Epoch(NamedTuple):
     """Whether the averaged network has never been better."""
 
 
-def fit(
-    network: ParametricPotential,
-    averaged: ParametricPotential,
-    train: Sequence[Example],
-    valid: Sequence[Example],
-    weights: Weights,
-    schedule: Schedule,
-    on_step: Callable[[int, int], None],
-) -> Iterator[Epoch]:
-    """Trains in place and yields after every epoch; stop iterating to stop training.
+class Training:
+    """A training at one moment: all that the rest of it depends on.
 
-    Adam with a linear warm-up over the first epoch and a cosine to zero over the others; validation
-    is of the running average of the weights, which is the network that a user gets. A network that
-    is not invariant under rotations sees every frame turned another way each time.
+    What is drawn at random is a function of the seed and of the step, so there is no generator
+    whose state would have to be kept. Saved and loaded, a training goes on to the same bits.
+    """
+
+    def __init__(
+        self,
+        network: ParametricPotential,
+        weights: Weights,
+        schedule: Schedule,
+        frames_sha256: str = "",
+    ) -> None:
+        """A training that has not begun.
+
+        Args:
+            network: trained in place.
+            weights: of the loss.
+            schedule: how long and how.
+            frames_sha256: of the file of the frames; no other training loads what this one saves.
+        """
+        self.network = network
+        self.frames_sha256 = frames_sha256
+        self.averaged = copy.deepcopy(network).requires_grad_(False)
+        """The running average of the weights: the network that a user gets."""
+        self.weights = weights
+        self.schedule = schedule
+        pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
+        learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
+        self.parameters = [each for each, _ in learning]
+        self.average = [each for _, each in learning]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True
+        )
+        self.history: list[Epoch] = []
+        self.steps = 0
+        """Taken in all."""
+        self.losses: list[Tensor] = []
+        """Of the steps of the epoch that has begun."""
+        self.epochs = schedule.epochs or 2
+        """How many there will be, as far as is known."""
+        self.seconds = 0.0
+        """Spent."""
+
+    def advance(self, loss: Tensor, rate: float) -> None:
+        """Takes a step along the gradient that the parameters hold.
+
+        Args:
+            loss: () that it is the gradient of.
+            rate: the step size.
+        """
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        # Short memory at first, so that the random start is soon forgotten.
+        decay = min(self.schedule.ema, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():  # else the average drags the graph of its whole history along
+            torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+        self.losses.append(loss)
+        self.steps += 1
+
+    def finished(self) -> bool:
+        """Whether there is nothing more to do."""
+        return len(self.history) >= self.epochs or self.settled()
+
+    def settled(self) -> bool:
+        """Whether the validation loss has not become lower for as long as patience lasts."""
+        best = max((each.epoch for each in self.history if each.best), default=0)
+        patience = self.schedule.patience or math.ceil(self.epochs / 3)
+        return len(self.history) - best >= patience
+
+    def save(self, path: Path) -> None:
+        """Writes everything to a file, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        numbers = {
+            "frames_sha256": self.frames_sha256,
+            "schedule": self.schedule,
+            "history": self.history,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+        }
+        tensors = {name: each.detach().cpu().contiguous() for name, each in self._tensors().items()}
+        if self.losses:
+            tensors["losses"] = torch.stack(self.losses).cpu()
+        write_atomically(path, save(tensors, metadata={"training": json.dumps(numbers)}))
+
+    def load(self, path: Path) -> None:
+        """Takes everything from a file that `save` wrote.
+
+        Raises:
+            DataError: the file is damaged, or of a training of something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = json.loads(file.metadata()["training"])
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if numbers["frames_sha256"] != self.frames_sha256:
+                raise DataError(
+                    f"{path}: the training frames have changed since this was saved; put the old"
+                    " ones back, or start again with --overwrite"
+                )
+            # One step that changes nothing makes the moments of the optimizer.
+            for each in self.parameters:
+                each.grad = torch.zeros_like(each)
+            self.optimizer.step()
+            with torch.no_grad():
+                for name, each in self._tensors().items():
+                    each.copy_(found[name])
+            schedule = Schedule(*numbers["schedule"])
+            history = [
+                Epoch._make([*row, Errors(*errors), best])
+                for *row, errors, best in numbers["history"]
+            ]
+        except (SafetensorError, OSError, *DAMAGE) as error:
+            raise DataError(
+                f"{path}: no state of this training ({type(error).__name__}: {error}); start again"
+                " with --overwrite"
+            ) from error
+        self.schedule, self.history = schedule, history
+        self.steps, self.epochs, self.seconds = (
+            numbers[name] for name in ("steps", "epochs", "seconds")
+        )
+        device = self.parameters[0].device
+        self.losses = list(found.get("losses", torch.zeros(0)).to(device))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors that steps change, by name."""
+        tensors: dict[str, Tensor] = {}
+        tensors |= {f"network.{name}": each for name, each in self.network.named_parameters()}
+        tensors |= {f"average.{name}": each for name, each in self.averaged.named_parameters()}
+        for index, each in enumerate(self.parameters):
+            for name, moment in self.optimizer.state[each].items():
+                tensors[f"optimizer.{index}.{name}"] = moment
+        return tensors
+
+
+def never(step: int, steps: int) -> bool:
+    """Nobody wants a training to stop."""
+    return False
+
+
+def fit(
+    training: Training,
+    train: Sequence[Example],
+    valid: Iterable[Example],
+    stops: Callable[[int, int], bool] = never,
+    *,
+    path: Path | None = None,
+    team: Team = ALONE,
+) -> Iterator[Epoch]:
+    """Trains from where a training stands, and yields after every epoch.
+
+    Adam with a linear warm-up and then a cosine to zero; validation
+    is of the running average of the weights. A network that is not invariant under rotations sees
+    every frame turned another way each time.
 
     Args:
-        network: trained in place.
-        averaged: a copy of it; becomes the running average.
+        training: changed in place.
         train: examples to learn from.
-        valid: batches to judge by.
-        weights: of the loss.
-        schedule: how long and how.
-        on_step: called after each step with the step within the epoch and their number.
+        valid: batches to judge by; of a team, the share of this process.
+        stops: called after each step with the step within the epoch and their number; returns
+            whether to stop there. A team stops when any of its processes wants to.
+        path: where to save the training, now and then, and where it stops.
+        team: the processes that train together; only the first one saves.
 
     Raises:
-        UnstableError: the loss is not a number any more.
+        UnstableError: the loss is not a number any more. What was saved is from before.
     """
-    parameters: list[torch.Tensor] = list(network.parameters())
-    average: list[torch.Tensor] = list(averaged.requires_grad_(False).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
-    generator = np.random.default_rng(schedule.seed)
-    steps = math.ceil(len(train) / schedule.batch_size)
-    epochs, epoch, lowest, best_epoch = schedule.epochs or 2, 0, math.inf, 0
-    started = time.monotonic()
-    while epoch < epochs:
-        losses, members = [], []
-        order = generator.permutation(len(train))
-        for step, (batch, chosen) in enumerate(batches(train, schedule.batch_size, order)):
-            done = epoch * steps + step
-            progress = _progress(done, steps, epochs * steps)
-            rate = schedule.learning_rate * min((done + 1) / steps, 1.0 - progress)
-            optimizer.param_groups[0]["lr"] = rate
-            batch = augment(batch, network.symmetries, schedule.seed, done)
-            evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-            dipole = dipole_of(network, batch)
-            now = _balance(weights, progress)
-            loss = loss_of(evaluation, dipole, batch, now, network.settings.scale)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
-            # Short memory at first, so that the random start is soon forgotten.
-            decay = min(schedule.ema, (1 + done) / (10 + done))
-            with torch.no_grad():  # else the average drags the graph of its whole history along
-                torch._foreach_lerp_(average, parameters, 1.0 - decay)
-            losses.append(loss.detach())
-            members.append(chosen)
-            on_step(step + 1, steps)
+    schedule, network = training.schedule, training.network
+    sizes = np.array(find_sizes(train))
+    costs, limit = (np.ones_like(sizes), schedule.batch_size) if schedule.batch_size else (sizes, 0)
+    began = time.monotonic() - training.seconds
+    saved = time.monotonic()
 
-        loss_values = torch.stack(losses).cpu()
-        if not bool(loss_values.isfinite().all()):
-            first = int(torch.nonzero(~loss_values.isfinite())[0])
-            raise UnstableError(
-                f"epoch {epoch}, batch {first}: the loss is {float(loss_values[first])}; training"
-                f" frames in it: {members[first].tolist()}. The best model so far is kept; look at"
-                " these frames, or lower --learning-rate"
-            )
-        errors = measure(averaged, valid, _balance(weights, 1.0), network.settings.scale)
-        best = errors.loss < lowest
-        if best:
-            lowest, best_epoch = errors.loss, epoch
-        epoch += 1
-        seconds = time.monotonic() - started
+    def save_if(due: bool) -> None:
+        nonlocal saved
+        training.seconds = time.monotonic() - began
+        if path is not None and team.rank == 0 and due:
+            training.save(path)
+            saved = time.monotonic()
+
+    while not training.finished():
+        epoch = len(training.history)
+        order = np.random.default_rng([schedule.seed, epoch]).permutation(len(train))
+        groups = deal(order, costs, limit or ATOMS_PER_BATCH)
+        stop = False
+        for step in range(len(training.losses), len(groups)):
+            total = training.epochs * len(groups)
+            warmup = max(1, min(max(len(groups), WARMUP), total // 8))
+            progress = _progress(epoch * len(groups) + step, warmup, total)
+            rate = min((training.steps + 1) / warmup, 1.0 - progress) * schedule.learning_rate
+            balance = _balance(training.weights, progress)
+            seeds = [(schedule.seed, epoch, int(index)) for index in groups[step]]
+            chosen = [train[index] for index in team.share(groups[step].tolist())]
+            loss = _gradient(training, chosen, team.share(seeds), balance, team)
+            training.advance(loss, rate)
+            stop = _any_of(team, stops(step + 1, len(groups)))
+            due = stop or time.monotonic() - saved > SAVE_EVERY_S
+            if due or step + 1 == len(groups):
+                _require_numbers(training.losses, epoch, groups, train)
+            if due and step + 1 < len(groups):
+                save_if(True)
+            if stop and step + 1 < len(groups):
+                return
+
+        mean = float(torch.stack(training.losses).mean())
+        errors = measure(
+            training.averaged, valid, _balance(training.weights, 1.0), network.settings.scale, team
+        )
+        lowest = min((each.valid.loss for each in training.history), default=math.inf)
+        seconds = _mean_of(team, time.monotonic() - began)
         if schedule.epochs is None:
-            epochs = max(epoch, int(schedule.budget_s / seconds * epoch))
-        yield Epoch(epoch, epochs, seconds, rate, float(loss_values.mean()), errors, best)
-        if epoch - 1 - best_epoch >= (schedule.patience or math.ceil(epochs / 3)):
+            fitting = int(schedule.budget_s / seconds * (epoch + 1))
+            training.epochs = max(epoch + 1, fitting)
+        result = Epoch(
+            epoch + 1, training.epochs, seconds, rate, mean, errors, errors.loss < lowest
+        )
+        training.history.append(result)
+        training.losses = []
+        yield result
+        # Whoever receives an epoch has dealt with it before it is saved as done.
+        save_if(stop or time.monotonic() - saved > SAVE_EVERY_S)
+        if stop:
             return
+    save_if(True)
+
+
+def _gradient(
+    training: Training,
+    chosen: Sequence[Example],
+    seeds: Sequence[tuple[int, ...]],
+    weights: Weights,
+    team: Team,
+) -> Tensor:
+    """The loss of a step, and its gradient in the parameters: of all shares of the batch."""
+    parameters, network = training.parameters, training.network
+    total = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    counts: Tensor | None = None
+    batch = augment(concatenate(chosen), network.symmetries, seeds) if chosen else None
+    if team.size > 1:
+        counts = count_labels(batch) if batch else torch.zeros(4, dtype=total.dtype)
+        counts = team.add(counts.to(total.device))
+    for each in parameters:
+        each.grad = None
+    if batch is not None:
+        evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
+        dipole = dipole_of(network, batch)
+        loss = loss_of(evaluation, dipole, batch, weights, network.settings.scale, counts)
+        loss.backward()
+        total = loss.detach().double()
+    if team.size == 1:
+        return total
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([*(each.flatten().double() for each in gradients), total[None]])
+    parts: Sequence[Tensor] = team.add(flat).split([*(each.numel() for each in parameters), 1])
+    for parameter, part in zip(parameters, parts, strict=False):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+    return parts[-1][0]
+
+
+def _require_numbers(
+    losses: Sequence[Tensor],
+    epoch: int,
+    groups: Sequence[NDArray[np.int64]],
+    train: Sequence[Example],
+) -> None:
+    """Raises UnstableError if a loss of this epoch is not a number; waits for the device."""
+    values = torch.stack(list(losses)).cpu()
+    bad = torch.nonzero(~values.isfinite()).flatten().tolist()
+    if bad:
+        names = ", ".join(train[index].name for index in groups[bad[0]])
+        raise UnstableError(
+            f"epoch {epoch + 1}, step {bad[0] + 1}: the loss is {float(values[bad[0]])}; the"
+            f" training frames in it: {names}. The best model so far is kept, and the training as"
+            " it was before: look at these frames, or start again with a lower --learning-rate"
+        )
+
+
+def _any_of(team: Team, wanted: bool) -> bool:
+    """Whether any process of a team wants something."""
+    return wanted if team.size == 1 else bool(team.add(torch.tensor([wanted * 1.0])) > 0.0)
+
+
+def _mean_of(team: Team, value: float) -> float:
+    """What the processes of a team agree on."""
+    if team.size == 1:
+        return value
+    return float(team.add(torch.tensor([value], dtype=torch.float64))) / team.size
 
 
 def _progress(step: int, warmup: int, total: int) -> float:

@@ -13,6 +13,7 @@ from mdlearn.potentials.evaluate import evaluate, evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.system import Evaluation, sum_by_system, volume
 from mdlearn.training.dataset import Example
+from mdlearn.training.team import ALONE, Team
 
 DEBYE = 0.20819434
 """e Å, the size of a dipole: its error is measured in it (CODATA 2018)."""
@@ -51,6 +52,7 @@ def loss_of(
     example: Example,
     weights: Weights,
     scale: float,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Weighted Huber loss of energy per atom, force components, virial per atom and dipole.
 
@@ -63,10 +65,12 @@ def loss_of(
         example: the batch with its labels; NaN labels do not count.
         weights: of energy, forces and stress.
         scale: eV/Å, the typical force.
+        counts: what `count_labels` says of the whole batch, where this is a share of it.
 
     Returns:
-        () dimensionless.
+        () dimensionless; the share that these frames have in the loss of their batch.
     """
+    energy, forces, stress, moment = count_labels(example) if counts is None else counts
     system, labels = example.system, example.labels
     n_atoms = sum_by_system(torch.ones_like(system.masses), system)
     # The virial, because a molecule has one and has no stress: NaN must not reach the derivative.
@@ -74,13 +78,32 @@ def loss_of(
     per_atom = n_atoms[:, None, None]
     label = labels.stress * volume(system)[:, None, None]
     loss = (
-        weights.energy * _huber(evaluation.energy / n_atoms, labels.energy / n_atoms, scale)
-        + weights.forces * _huber(evaluation.forces, labels.forces, scale)
-        + weights.stress * _huber(virial / per_atom, label / per_atom, scale)
+        weights.energy * _huber(evaluation.energy / n_atoms, labels.energy / n_atoms, scale, energy)
+        + weights.forces * _huber(evaluation.forces, labels.forces, scale, forces)
+        + weights.stress * _huber(virial / per_atom, label / per_atom, scale, stress)
     )
     if dipole is None:
         return loss
-    return loss + weights.dipole * _huber(dipole, labels.dipole, DEBYE)
+    return loss + weights.dipole * _huber(dipole, labels.dipole, DEBYE, moment)
+
+
+def count_labels(example: Example) -> Tensor:
+    """How many numbers there are among the labels of a batch.
+
+    Returns:
+        (4,) of energies, of components of forces, of stress and of dipoles.
+    """
+    labels = example.labels
+    known = [
+        (~each.isnan()).sum()
+        for each in (
+            labels.energy,
+            labels.forces,
+            labels.stress * volume(example.system)[:, None, None],
+            labels.dipole,
+        )
+    ]
+    return torch.stack(known).double()
 
 
 def dipole_of(potential: ParametricPotential, example: Example) -> Tensor | None:
@@ -90,18 +113,22 @@ def dipole_of(potential: ParametricPotential, example: Example) -> Tensor | None
     return evaluate_multipoles(potential, example.system, example.neighbors).dipole
 
 
-def _huber(found: Tensor, label: Tensor, scale: float) -> Tensor:
-    """Mean Huber loss over the labels that are numbers, normalized to |error|/scale far out."""
+def _huber(found: Tensor, label: Tensor, scale: float, count: Tensor) -> Tensor:
+    """Huber loss of the labels that are numbers, normalized to |error|/scale far out, by count."""
     known = ~label.isnan()
     error = torch.where(known, (found - label) / scale, 0.0)
     total = huber_loss(error, torch.zeros_like(error), delta=HUBER_DELTA, reduction="sum")
-    return total / HUBER_DELTA / known.sum().clamp_min(1)
+    return total / HUBER_DELTA / count.clamp_min(1)
 
 
 def measure(
-    potential: ParametricPotential, examples: Iterable[Example], weights: Weights, scale: float
+    potential: ParametricPotential,
+    examples: Iterable[Example],
+    weights: Weights,
+    scale: float,
+    team: Team = ALONE,
 ) -> Errors:
-    """Errors of a potential over batches of frames."""
+    """Errors of a potential over batches of frames, and over those of all of a team."""
     sums: list[Tensor] = []
     for example in examples:
         evaluation = evaluate(potential, example.system, example.neighbors)
@@ -123,7 +150,9 @@ def measure(
         ]
         row += [known.sum() for known in labelled]
         sums.append(torch.stack([*row, loss, torch.ones_like(energy).sum()]))
-    total = torch.stack(sums).sum(0).cpu()
+    # A process may have no batch at all; it still takes part in the sum.
+    total = torch.stack(sums).sum(0).cpu() if sums else torch.zeros(14, dtype=torch.float64)
+    team.add(total)
     energy, per_atom, absolute, square, stress, moment = (total[:6] / total[6:12]).tolist()
     return Errors(
         1e3 * energy,

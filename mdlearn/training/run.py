@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
+import itertools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,44 +17,76 @@ import torch
 import mdlearn
 from mdlearn.atoms import Frame, Keys, read_frames
 from mdlearn.certificate import certify
-from mdlearn.config import to_toml
+from mdlearn.config import resolve, to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
-from mdlearn.errors import DataError, OutputError
+from mdlearn.doctor import Finding, examine, refused
+from mdlearn.errors import DataError, MDLearnError, UsageError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
 from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
-from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, save_model
+from mdlearn.potentials.checkpoint import Claim, Model, add_certificate, load_model, save_model
 from mdlearn.potentials.network import ParametricPotential, Settings
+from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import (
+    Batches,
     Example,
-    ReferenceEnergies,
+    Examples,
     average_neighbors,
     closest_distances,
-    concatenate,
     find_species,
     fit_reference_energies,
     force_scale,
-    make_example,
+    frame_sizes,
+    sample,
+    select,
     split_frames,
-    to,
 )
-from mdlearn.training.loop import Epoch, Schedule, fit
+from mdlearn.training.finetune import SLOWER, adapt, freeze
+from mdlearn.training.loop import ATOMS_PER_BATCH, Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Errors, Weights, measure
+from mdlearn.training.team import Team, assemble
 
-ATOMS_PER_BATCH = 100
 GOLDEN_STRUCTURES = 2
-OUTPUTS = ("config.toml", "metrics.csv", "model.safetensors")
+STATE = "training.safetensors"
+"""What a training that is not finished goes on from."""
+OUTPUTS = ("config.toml", "metrics.csv", "model.safetensors", STATE, *REPORT_OUTPUTS, "tensorboard")
 
 
 class Data(NamedTuple):
     """The frames of a run, and what was settled about them."""
 
-    train: list[Frame]
-    valid: list[Frame]
-    test: list[Frame]
+    train: Sequence[Frame]
+    valid: Sequence[Frame]
+    test: Sequence[Frame]
+    isolated: list[Frame]
+    """Single atoms."""
     keys: Keys
-    reference: ReferenceEnergies
-    batch_size: int
+
+
+class Old(NamedTuple):
+    """The model that a fine-tuning starts from."""
+
+    network: ParametricPotential
+    valid: Sequence[Frame]
+    """What it was validated on; empty if these frames are not there any more."""
+
+
+class Start(NamedTuple):
+    """A training that is about to begin, or to go on."""
+
+    folder: Path
+    config: TrainConfig
+    data: Data
+    sha256: str
+    """Of the file of the frames."""
+    examples: Examples
+    reference: str
+    """Where the energies of isolated atoms are from, for people."""
+    training: Training
+    findings: list[Finding]
+    """What the doctor of the data has to say."""
+    old: Old | None
+    """What it starts from, if not from random weights."""
 
 
 class Result(NamedTuple):
@@ -62,20 +95,21 @@ class Result(NamedTuple):
     model: Path
     epoch: int
     """The epoch that the model is from; counted from 1."""
-    valid: Errors
-    test: Errors | None
+    errors: dict[str, Errors]
+    """By what they were measured on, for people."""
     certificate: tuple[Claim, ...]
+    history: list[Epoch]
 
 
 class Watcher(NamedTuple):
     """Whom a run tells how it goes."""
 
-    on_data: Callable[[Data, ParametricPotential], None]
+    on_start: Callable[[Start], None]
     """Before the first step."""
-    on_step: Callable[[int, int], None]
-    """After each step: steps done in this epoch, and steps in an epoch."""
-    on_epoch: Callable[[Epoch], bool]
-    """After each epoch; returns whether to go on."""
+    stops: Callable[[int, int], bool]
+    """After each step: steps done in this epoch, and steps in an epoch; returns whether to stop."""
+    on_epoch: Callable[[Epoch], None]
+    """After each epoch."""
 
 
 def read_data(config: TrainConfig) -> Data:
@@ -86,7 +120,7 @@ def read_data(config: TrainConfig) -> Data:
             test frames have elements that the training frames have not.
     """
 
-    def read(path: Path | None) -> tuple[list[Frame], Keys | None]:
+    def read(path: Path | None) -> tuple[Sequence[Frame], Keys | None]:
         if path is None:
             return [], None
         return read_frames(
@@ -101,9 +135,10 @@ def read_data(config: TrainConfig) -> Data:
 
     frames, keys = read(config.frames)
     valid, test = read(config.valid)[0], read(config.test)[0]
-    isolated = read(config.isolated_atoms)[0]
-    isolated += [frame for frame in frames if len(frame.system.numbers) == 1]
-    frames = [frame for frame in frames if len(frame.system.numbers) > 1]
+    sizes = frame_sizes(frames)
+    isolated = [*read(config.isolated_atoms)[0]]
+    isolated += [frames[index] for index, size in enumerate(sizes) if size == 1]
+    frames = select(frames, [index for index, size in enumerate(sizes) if size > 1])
     if len(frames) < (1 if valid else 2):
         raise DataError(
             f"{config.frames}: {len(frames)} usable frames of more than one atom; expected at least"
@@ -112,89 +147,167 @@ def read_data(config: TrainConfig) -> Data:
     if not valid:
         generator = np.random.default_rng(config.seed)
         frames, valid = split_frames(frames, config.valid_fraction, generator)
-    known = set(find_species([*frames, *isolated]))
-    for frame in [*valid, *test]:
+    known = {*find_species(frames), *find_species(isolated)}
+    for frame in itertools.chain(valid, test):
         unknown = set(frame.system.numbers.tolist()) - known
         if unknown:
             raise DataError(
                 f"{frame.name}: has elements that the training frames have not (atomic numbers"
                 f" {sorted(unknown)}); add such frames to {config.frames}, or leave this one out"
             )
-    mean_atoms = np.mean([len(frame.system.numbers) for frame in frames])
-    size = config.batch_size or max(1, round(ATOMS_PER_BATCH / float(mean_atoms)))
     assert keys is not None
-    return Data(frames, valid, test, keys, fit_reference_energies(frames, isolated), size)
+    return Data(frames, valid, test, isolated, keys)
 
 
-def train(config: TrainConfig, watcher: Watcher) -> Result:
+def train(config: TrainConfig, watcher: Watcher) -> Result | None:
     """Trains a model and leaves it in the run folder with the configuration and the metrics.
 
     The folder is written as the run goes: `config.toml` first, `metrics.csv` after every epoch, and
     `model.safetensors` whenever the validation loss is the lowest yet, so it always holds the best
-    model so far. At the end that one receives its physics certificate.
+    model so far. `training.safetensors` is what `--resume` goes on from; it goes when the training
+    is finished and the model has received its physics certificate.
+
+    Returns:
+        None if it was stopped before its end, and in all processes of a team but the first.
 
     Raises:
-        DataError: see `read_data`.
+        DataError: see `read_data`; or the frames of a resumed training are not what they were.
         OutputError: the folder exists or cannot be written to.
         UnstableError: see `loop.fit`.
         ResourceError: see `device.choose_device`.
     """
-    folder = config.output or Path(f"{config.frames.name.split('.')[0]}-run")
-    refuse_existing(folder, overwrite=config.overwrite)
     device = choose_device(config.device)
+    with assemble(device) as team:
+        start = _resume(config, device, team) if config.resume else _prepare(config, device, team)
+        folder, training = start.folder, start.training
+        watcher.on_start(start)
+        valid = Batches(
+            Examples(team.share(start.data.valid), start.examples.cutoff, device), ATOMS_PER_BATCH
+        )
+        epochs = fit(training, start.examples, valid, watcher.stops, path=folder / STATE, team=team)
+        wanted = start.config.tensorboard and team.rank == 0
+        log = open_tensorboard(folder / "tensorboard") if wanted else None
+        for epoch in epochs:
+            if team.rank == 0:
+                _keep(start, epoch)
+            if log:
+                scalars = {f"valid/{name}": x for name, x in epoch.valid._asdict().items()}
+                scalars |= {"loss/train": epoch.loss, "learning_rate": epoch.learning_rate}
+                log(epoch.epoch, scalars)
+            watcher.on_epoch(epoch)
+        if team.rank > 0 or not training.finished():
+            return None
+        return _finish(start, device)
+
+
+def _prepare(config: TrainConfig, device: torch.device, team: Team) -> Start:
+    """A new training, and its folder."""
+    assert config.frames is not None
+    folder = config.output or Path(f"{config.frames.name.split('.')[0]}-run")
+    if team.rank == 0:
+        refuse_existing(folder, overwrite=config.overwrite)
+    start = _set_up(config, folder, device, team)
+    if team.rank == 0:
+        start = start._replace(findings=_examine(start.data, config))
+        make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
+        # A training may be resumed from another folder.
+        inputs = {name: value.resolve() for name, value in config if isinstance(value, Path)}
+        stored = config.model_copy(update={**inputs, "output": folder})
+        write_atomically(folder / "config.toml", to_toml(stored).encode())
+    return start
+
+
+def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
+    """An old training, as it was when it was saved."""
+    folder = config.resume
+    assert folder is not None
+    if not (folder / "config.toml").is_file():
+        raise DataError(f"{folder}: no training to go on with; expected a run of `mdlearn train`")
+    model = folder / "model.safetensors"
+    if not (folder / STATE).is_file() and model.is_file() and load_model(model).certificate:
+        raise UsageError(
+            f"{folder}: this training is finished; to train its model further, on these frames or"
+            f" others: mdlearn train FRAMES --from {folder}"
+        )
+    stored = resolve(TrainConfig, folder / "config.toml", {"device": config.device})
+    start = _set_up(stored, folder, device, team)
+    # One that was stopped before it was ever saved begins again.
+    if (folder / STATE).is_file():
+        start.training.load(folder / STATE)
+    return start
+
+
+def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team) -> Start:
+    """The frames, the network and the schedule that a configuration asks for."""
+    assert config.frames is not None
     data = read_data(config)
     torch.manual_seed(config.seed)
-    examples = [make_example(frame, config.cutoff_A) for frame in data.train]
-    choose_threads(data.batch_size * max(each.neighbors.j.numel() for each in examples))
-    network = make_network(config, data, examples).to(device, PRECISIONS[config.precision])
-    averaged = copy.deepcopy(network)
-    make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
-    resolved = config.model_copy(update={"output": folder, "batch_size": data.batch_size})
-    write_atomically(folder / "config.toml", to_toml(resolved).encode())
-    watcher.on_data(data, network)
-
-    weights = Weights(
-        config.energy_weight, config.forces_weight, config.stress_weight, config.dipole_weight
-    )
+    dtype = PRECISIONS[config.precision]
+    model = load_model(config.from_, dtype) if config.from_ else None
+    cutoff = model.network.cutoff if model else config.cutoff_A
+    examples = Examples(data.train, cutoff, device)
+    closest = closest_distances(team.share(examples), team)
+    if model:
+        network, old = adapt(model.network, examples, data.isolated, closest), _old(model)
+        reference = "those of the model, shifted by least squares to fit the frames"
+    else:
+        energies, reference = fit_reference_energies(data.train, data.isolated)
+        network, old = make_network(config, data, examples, energies, closest), None
+    network = network.to(device, dtype)
+    if config.freeze:
+        freeze(network, config.freeze.split(","))
+    n_atoms = max(ATOMS_PER_BATCH, (config.batch_size or 1) * max(examples.sizes()))
+    choose_threads(round(n_atoms * network.settings.average_neighbors))
     schedule = Schedule(
         config.epochs,
         60.0 * config.budget_min,
         config.patience,
-        data.batch_size,
-        config.learning_rate or learning_rate(config.model),
+        config.batch_size,
+        config.learning_rate
+        or learning_rate(network.settings.architecture) * (SLOWER if old else 1.0),
         config.ema,
         config.seed,
     )
-    train_set = [to(example, device) for example in examples]
-    valid_set = _in_batches(data.valid, config.cutoff_A, data.batch_size, device)
-    epochs: list[Epoch] = []
-    best: Epoch | None = None
-    for epoch in fit(network, averaged, train_set, valid_set, weights, schedule, watcher.on_step):
-        epochs.append(epoch)
-        if epoch.best:
-            best = epoch
-            provenance = _provenance(resolved, data, epoch)
-            golden = [frame.system for frame in data.valid[:GOLDEN_STRUCTURES]]
-            save_model(folder / "model.safetensors", averaged, provenance, golden)
-        write_atomically(folder / "metrics.csv", _metrics(epochs).encode())
-        if not watcher.on_epoch(epoch):
-            break
-    if best is None:
-        raise OutputError(f"{folder}: stopped before there was a model; run again with --overwrite")
-    test = None
-    if data.test:
-        final = load_model(folder, PRECISIONS[config.precision]).network.to(device)
-        batches = _in_batches(data.test, config.cutoff_A, data.batch_size, device)
-        test = measure(final, batches, weights, network.settings.scale)
-    path = folder / "model.safetensors"
-    exact, single = load_model(path, torch.float64), load_model(path, torch.float32)
-    certificate = certify(exact.network, single.network, exact.golden)
-    add_certificate(path, certificate)
-    return Result(path, best.epoch, best.valid, test, certificate)
+    weights = Weights(
+        config.energy_weight, config.forces_weight, config.stress_weight, config.dipole_weight
+    )
+    fingerprint = sha256(config.frames)
+    training = Training(network, weights, schedule, fingerprint)
+    return Start(folder, config, data, fingerprint, examples, reference, training, [], old)
+
+
+def _examine(data: Data, config: TrainConfig) -> list[Finding]:
+    """Looks for what would poison a model, and refuses to train on it."""
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    splits = {name: list(sample(each)) for name, each in parts.items() if each}
+    findings = examine(splits, data.keys)
+    bad = refused(findings, config.accept.split(",") if config.accept else ())
+    if bad:
+        first, others = bad[0], "".join(f"; also {each.name}" for each in bad[1:])
+        which = f" ({', '.join(first.frames)}; {first.total} in all)" if first.frames else ""
+        raise DataError(
+            f"{config.frames}: {first.name}: {first.message}{which}; {first.fix}; train in spite of"
+            f" it with --accept {','.join(each.name for each in bad)}{others}"
+        )
+    return [each for each in findings if each.severity != "note"]
+
+
+def _old(model: Model) -> Old:
+    """The model of a fine-tuning, and what it was validated on, if that can still be found."""
+    valid: Sequence[Frame] = []
+    with suppress(MDLearnError, LookupError):
+        config = resolve(TrainConfig, None, model.provenance["configuration"])
+        if config.frames and sha256(config.frames) == model.provenance["frames"]["sha256"]:
+            valid = read_data(config).valid
+    return Old(model.network, valid)
 
 
 def make_network(
-    config: TrainConfig, data: Data, examples: Sequence[Example]
+    config: TrainConfig,
+    data: Data,
+    examples: Sequence[Example],
+    energies: Mapping[int, float],
+    closest: Sequence[tuple[int, int, float]],
 ) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
     size = default_size(config.model, config.size)
@@ -206,20 +319,57 @@ def make_network(
         radial=config.radial or size.radial,
         average_neighbors=average_neighbors(examples),
         scale=force_scale(data.train),
-        closest=tuple(closest_distances(examples)),
+        closest=tuple(closest),
         parity=config.parity,
         dipole=data.keys.dipole is not None and config.dipole_weight > 0.0,
     )
-    species = tuple(sorted(data.reference.energies))
-    return make_potential(species, data.reference.energies, settings)
+    return make_potential(tuple(sorted(energies)), energies, settings)
 
 
-def _in_batches(
-    frames: Sequence[Frame], cutoff: float, size: int, device: torch.device
-) -> list[Example]:
-    examples = [make_example(frame, cutoff) for frame in frames]
-    groups = (examples[first : first + size] for first in range(0, len(examples), size))
-    return [to(concatenate(group), device) for group in groups]
+def _keep(start: Start, epoch: Epoch) -> None:
+    """Writes what an epoch has brought."""
+    folder, training = start.folder, start.training
+    if epoch.best:
+        golden = [frame.system for frame in start.data.valid[:GOLDEN_STRUCTURES]]
+        provenance = _provenance(start, epoch)
+        save_model(folder / "model.safetensors", training.averaged, provenance, golden)
+    write_atomically(folder / "metrics.csv", _metrics(training.history).encode())
+
+
+def _finish(start: Start, device: torch.device) -> Result:
+    """The errors of the best model and its certificate."""
+    folder, config, history = start.folder, start.config, start.training.history
+    path, dtype = folder / "model.safetensors", PRECISIONS[config.precision]
+    network = load_model(path, dtype).network.to(device)
+
+    def errors_of(network: ParametricPotential, frames: Sequence[Frame]) -> Errors | None:
+        known = set(network.species) >= set(find_species(frames))
+        if not frames or not known:
+            return None
+        batches = Batches(Examples(frames, network.cutoff, device), ATOMS_PER_BATCH)
+        return measure(network, batches, start.training.weights, network.settings.scale)
+
+    best = max((each for each in history if each.best), key=lambda each: each.epoch)
+    errors: dict[str, Errors | None] = {}
+    if start.old:
+        before = start.old.network.to(device)
+        errors["validation, before"] = errors_of(before, start.data.valid)
+    errors["validation"] = best.valid
+    errors["test"] = errors_of(network, start.data.test)
+    if start.old:
+        errors["its own validation, before"] = errors_of(before, start.old.valid)
+        errors["its own validation, now"] = errors_of(network, start.old.valid)
+    exact, single = load_model(path, torch.float64), load_model(path, torch.float32)
+    certificate = certify(exact.network, single.network, exact.golden)
+    add_certificate(path, certificate)
+    elements = set(network.species)
+    shown = {"validation": start.data.valid, "test": start.data.test}
+    write_report(
+        folder, {n: e for n, e in shown.items() if elements >= set(find_species(e))}, device
+    )
+    (folder / STATE).unlink(missing_ok=True)
+    known = {name: each for name, each in errors.items() if each is not None}
+    return Result(path, best.epoch, known, certificate, history)
 
 
 def _metrics(epochs: Sequence[Epoch]) -> str:
@@ -234,14 +384,16 @@ def _metrics(epochs: Sequence[Epoch]) -> str:
     return stream.getvalue()
 
 
-def _provenance(config: TrainConfig, data: Data, epoch: Epoch) -> dict[str, Any]:
+def _provenance(start: Start, epoch: Epoch) -> dict[str, Any]:
     """Where a model came from, for the header of its file."""
+    config, data = start.config, start.data
+    assert config.frames is not None
     return {
         "configuration": config.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "frames": {"name": config.frames.name, "sha256": sha256(config.frames)},
+        "frames": {"name": config.frames.name, "sha256": start.sha256},
         "counts": {"train": len(data.train), "valid": len(data.valid)},
         "label_keys": data.keys._asdict(),
-        "reference_energies": data.reference.source,
+        "reference_energies": start.reference,
         "epoch": epoch.epoch,
         "training_seconds": round(epoch.seconds),
         # JSON has no NaN; a quantity without labels has no error.

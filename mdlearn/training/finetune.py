@@ -1,0 +1,107 @@
+"""A trained network as the start of another training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from mdlearn.atoms import Frame
+from mdlearn.errors import UsageError
+from mdlearn.potentials.architectures import make_potential
+from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.training.dataset import Example
+
+SLOWER = 0.2
+"""The learning rate of a fine-tuning, as a share of that of a training from scratch: enough to
+learn what is new, and little enough to keep what is known."""
+
+
+def adapt(
+    old: ParametricPotential,
+    examples: Sequence[Example],
+    isolated: Sequence[Frame],
+    closest: Sequence[tuple[int, int, float]],
+) -> ParametricPotential:
+    """The network of a model, made ready for other frames.
+
+    Weights, cutoff and size are those of the model. Elements that it does not know are added, with
+    random weights. Energies of isolated atoms are taken from `isolated`; those of the others are
+    shifted by least squares, so that the mean energies of the frames are right: another functional
+    or program has another zero of energy. The wall retreats to the shorter distance of the two.
+
+    Args:
+        old: the network of the model, in the precision of the training.
+        examples: frames to train on.
+        isolated: frames of a single atom.
+        closest: see `dataset.closest_distances`, of these frames.
+
+    Raises:
+        ModelError: a new element, and an architecture that cannot take it up.
+    """
+    found = {int(z) for each in examples for z in each.system.numbers.unique().tolist()}
+    given = {int(f.system.numbers[0]): float(f.labels.energy) for f in isolated}
+    species = tuple(sorted({*old.species, *found, *given}))
+    shortest = {(a, b): distance for a, b, distance in closest}
+    for a, b, distance in old.settings.closest:
+        shortest[a, b] = min(distance, shortest.get((a, b), distance))
+    settings = old.settings._replace(closest=tuple((*pair, d) for pair, d in shortest.items()))
+
+    def build(energies: dict[int, float]) -> ParametricPotential:
+        network = make_potential(species, energies, settings).to(next(old.parameters()))
+        network.inherit(old)
+        return network
+
+    energies = {z: 0.0 for z in species} | old.elements.energies() | given
+    return build(_shift(build(energies), examples, energies, fixed=set(given)))
+
+
+def _shift(
+    network: ParametricPotential,
+    examples: Sequence[Example],
+    energies: dict[int, float],
+    fixed: set[int],
+) -> dict[int, float]:
+    """Energies of isolated atoms with which the network is right on average."""
+    free = [z for z in energies if z not in fixed]
+    if not free:
+        return energies
+    missing, counts = [], []
+    for each in examples:
+        evaluation = evaluate(network, each.system, each.neighbors)
+        missing.append(float(each.labels.energy - evaluation.energy))
+        numbers = each.system.numbers.cpu().numpy()
+        counts.append([np.count_nonzero(numbers == z) for z in free])
+    shift = np.linalg.lstsq(np.array(counts, np.float64), np.array(missing), rcond=None)[0]
+    return energies | {z: energies[z] + float(s) for z, s in zip(free, shift, strict=True)}
+
+
+def freeze(network: nn.Module, names: Sequence[str]) -> int:
+    """Keeps parts of a network as they are.
+
+    Args:
+        network: its parameters will not ask for a gradient any more.
+        names: of modules or parameters, as in `products.0`.
+
+    Returns:
+        How many weights are frozen.
+
+    Raises:
+        UsageError: there is no part of that name, or nothing would be left to train.
+    """
+    parameters = dict(network.named_parameters())
+    for wanted in names:
+        parts = [name for name in parameters if name == wanted or name.startswith(f"{wanted}.")]
+        if not parts:
+            known = sorted({name.rsplit(".", 1)[0] for name in parameters})
+            raise UsageError(
+                f"--freeze: there is no '{wanted}' in this network; its parts are"
+                f" {', '.join(known)}"
+            )
+        for name in parts:
+            parameters[name].requires_grad_(False)
+    if not any(each.requires_grad for each in parameters.values()):
+        raise UsageError("--freeze: nothing is left to train; freeze less")
+    return sum(each.numel() for each in parameters.values() if not each.requires_grad)
