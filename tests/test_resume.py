@@ -1,4 +1,4 @@
-"""A training that was stopped goes on to the same bits; and a team learns what one would."""
+"""What a training refuses; how one that was stopped goes on to the same bits; and teams."""
 
 from __future__ import annotations
 
@@ -210,3 +210,22 @@ def test_says_what_cannot_be_resumed(here: Path, run: Run) -> None:
     code, _, err = run("train")
     assert code == 2
     assert "expected FRAMES" in err
+
+
+def test_refuses_what_would_poison_a_model(here: Path, run: Run) -> None:
+    frames = ase.io.read("frames.xyz", ":")
+    for atoms in frames:
+        atoms.calc.results = {
+            "energy": atoms.calc.results["energy"],
+            "forces": 23.06 * atoms.calc.results["forces"],
+        }
+    ase.io.write("wrong.xyz", frames)
+    code, _, err = run("train", "wrong.xyz", "--epochs", "1", "--features", "8")
+    assert code == 3
+    assert "forces-units" in err
+    assert "--accept" in err
+    assert not (here / "wrong-run").exists()
+    names = err.split("--accept ")[1].split()[0]
+    code, _, _ = run("train", "wrong.xyz", "--epochs", "1", "--features", "8", "--accept", names)
+    assert code == 0
+    assert (here / "wrong-run" / "report.html").exists()

@@ -283,11 +283,11 @@ def _examine(data: Data, config: TrainConfig) -> list[Finding]:
     findings = examine(splits, data.keys)
     bad = refused(findings, config.accept.split(",") if config.accept else ())
     if bad:
-        first, others = bad[0], "".join(f"; also {each.name}" for each in bad[1:])
+        first, names = bad[0], ",".join(dict.fromkeys(each.name for each in bad))
         which = f" ({', '.join(first.frames)}; {first.total} in all)" if first.frames else ""
         raise DataError(
             f"{config.frames}: {first.name}: {first.message}{which}; {first.fix}; train in spite of"
-            f" it with --accept {','.join(each.name for each in bad)}{others}"
+            f" it with --accept {names}"
         )
     return [each for each in findings if each.severity != "note"]
 
