@@ -311,7 +311,7 @@ def learn(
 @pytest.mark.parametrize("name", ["unconstrained", "egnn", "painn"])
 def test_learns_forces(name: str, frames: list[Frame]) -> None:
     energies = fit_reference_energies(frames, []).energies
-    history = learn(name, frames, energies, Weights(0.0, 1.0, 0.0), 15)
+    history = learn(name, frames, energies, Weights(0.0, 1.0, 0.0), 30)
     assert history[-1].loss < 0.8 * history[0].loss
     errors = [epoch.valid.forces_mae_meV_per_A for epoch in (history[0], history[-1])]
     assert errors[1] < 0.8 * errors[0]
