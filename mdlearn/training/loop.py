@@ -243,9 +243,9 @@ def fit(
 ) -> Iterator[Epoch]:
     """Trains from where a training stands, and yields after every epoch.
 
-    Adam with a linear warm-up and then a cosine to zero; validation
-    is of the running average of the weights. A network that is not invariant under rotations sees
-    every frame turned another way each time.
+    Adam with a linear warm-up and then a cosine to zero; validation is of the running average of
+    the weights. A network that is not invariant under rotations sees every frame turned another way
+    each time.
 
     Args:
         training: changed in place.
