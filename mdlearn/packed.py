@@ -12,7 +12,6 @@ the labels, and the `sources` with their hashes. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from mdlearn import h5md
 from mdlearn.atoms import Frame, Keys, Labels, Wanted, find_keys, iterate_atoms, make_frame
 from mdlearn.errors import DataError, OutputError
-from mdlearn.files import refuse_existing
+from mdlearn.files import refuse_existing, sha256
 from mdlearn.system import System
 
 FORMAT = "mdlearn-frames"
@@ -145,7 +144,7 @@ class PackedWriter:
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}")
         self._pending: list[tuple[Frame, int, int]] = []
-        described = [{"name": str(each), "sha256": _sha256(each)} for each in sources]
+        described = [{"name": str(each), "sha256": sha256(each)} for each in sources]
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -261,11 +260,6 @@ def _rows(frame: Frame, source: int, index: int) -> dict[str, NDArray[Any]]:
         "frames/source": np.asarray(source),
         "frames/index": np.asarray(index),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_packed(path: str | Path) -> bool:

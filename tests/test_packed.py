@@ -136,7 +136,6 @@ class TestProcesses:
         frames = PackedFrames(packed)[3:]
         assert_same(pickle.loads(pickle.dumps(frames))[2], frames[2])
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_fork(self, packed: Path) -> None:
         frames = PackedFrames(packed)

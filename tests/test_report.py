@@ -260,7 +260,6 @@ class TestTensorboard:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_scalars_come_back(self, tmp_path: Path) -> None:
-        pytest.importorskip("tensorboard")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         log = open_tensorboard(tmp_path / "log")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from mdlearn.cli.check import summary
 from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
+from mdlearn.training.comparison import digits
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.loop import ATOMS_PER_BATCH, Epoch
 from mdlearn.training.loss import Errors
@@ -123,14 +123,7 @@ def error_table() -> Table:
 
 def add_errors(table: Table, name: str, errors: Errors) -> None:
     """Adds a row of errors; a dash where there are no labels."""
-    table.add_row(name, *(_figure(x) for x in errors[:6]))
-
-
-def _figure(value: float) -> str:
-    """Three digits, without an exponent; a dash for what was not measured."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    table.add_row(name, *(digits(x) for x in errors[:6]))
 
 
 command = verb(
