@@ -27,7 +27,7 @@ from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.checkpoint import Claim
 from mdlearn.potentials.evaluate import Potential, evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.simulate import Snapshot, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
 from mdlearn.system import Evaluation, System, concatenate, volume
 from mdlearn.units import fs, kB, meV, ps
 
@@ -356,9 +356,9 @@ def _dynamics(potential: ParametricPotential, case: Case) -> list[Claim]:
     short is too short to tell one.
     """
     steps = max(10, min(STEPS, int(DYNAMICS_WORK / case.work)))
-    momenta = maxwell_boltzmann(case.system, TEMPERATURE_K * kB, seed=0)
-    integrator = velocity_verlet(TIMESTEP_FS * fs)
-    first = start(potential, integrator, case.system, momenta)
+    momenta = maxwell_boltzmann(case.system, TEMPERATURE_K * kB, [0])
+    dynamics = isolated(potential, velocity_verlet(TIMESTEP_FS * fs), case.system)
+    first = start(dynamics, case.system, momenta)
     energies = [first.conserved]
 
     def observe(snapshot: Snapshot) -> bool:
@@ -367,7 +367,7 @@ def _dynamics(potential: ParametricPotential, case: Case) -> list[Claim]:
 
     drift = excursion = torch.inf
     try:
-        simulate(potential, integrator, first, steps=steps, every=1, seed=0, observe=observe)
+        simulate(dynamics, first, steps=steps, every=1, observe=observe)
     except UnstableError:
         pass  # infinite, and so it is said
     else:

@@ -7,7 +7,9 @@ name in the code carries the unit where there is one.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -110,3 +112,38 @@ def parse_duration(text: object, units: Mapping[str, float]) -> object:
     if match is None or match[2] not in units:
         raise ValueError(f"expected a number and one of the units {', '.join(units)}")
     return float(match[1]) * units[match[2]]
+
+
+def parse_course(text: str, units: Mapping[str, float]) -> list[tuple[float | None, float]]:
+    """Reads how a quantity varies, as in `300`, `100:300` or `100@0ps:300@5ps:300@10ps`.
+
+    Args:
+        text: what was typed.
+        units: of time, with their sizes.
+
+    Returns:
+        Times and values; a single value and the ends of a run have no time.
+
+    Raises:
+        ValueError: not numbers, some times and some not, or times that do not rise.
+    """
+    points: list[tuple[float | None, float]] = []
+    for part in text.split(":"):
+        value, _, time = part.partition("@")
+        when = parse_duration(time, units) if time else None
+        try:
+            points.append((None if when is None else float(str(when)), float(value)))
+        except ValueError:
+            raise ValueError(
+                "expected a number, or numbers joined by ':', as in 300, 100:300 or 100@0ps:300@5ps"
+            ) from None
+    times = [time for time, _ in points if time is not None]
+    if times and len(times) < len(points):
+        raise ValueError("expected a time for every number or for none, as in 100@0ps:300@5ps")
+    if not times and len(points) > 2:
+        raise ValueError("expected times where there are more than two numbers: 1@0ps:2@5ps:3@9ps")
+    if any(late <= early for early, late in itertools.pairwise(times)):
+        raise ValueError("expected times that rise")
+    if any(not math.isfinite(value) for _, value in points):
+        raise ValueError("expected finite numbers")
+    return points

@@ -48,6 +48,8 @@ class Neighbors(NamedTuple):
     """(n_atoms, 3) Å, positions that the list was built from."""
     reference_cell: Tensor
     """(n_systems, 3, 3) Å, cells that the list was built from."""
+    inverse_cell: Tensor
+    """(n_systems, 3, 3) 1/Å, of the reference cell; the pseudoinverse where there is no volume."""
     reach: Tensor
     """() Å, cutoff + skin."""
 
@@ -97,6 +99,7 @@ def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
         torch.cat(valid),
         torch.cat([part.reference for part in parts]),
         torch.cat([part.reference_cell for part in parts]),
+        torch.cat([part.inverse_cell for part in parts]),
         parts[0].reach,
     )
 
@@ -139,6 +142,7 @@ def _build_one(system: System, index: int, reach: float) -> Neighbors:
         dense(np.ones(2 * pairs, bool), np.zeros(())),
         system.positions.detach(),
         system.cell.detach(),
+        torch.linalg.pinv(system.cell.detach()),
         torch.tensor(reach, dtype=dtype, device=system.positions.device),
     )
 
@@ -191,8 +195,12 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     """How far the atom that moved most has moved since the list was built, () Å.
 
     The list holds every pair within the cutoff while this is at most skin/2 (Verlet, Phys. Rev.
-    159, 98, 1967). NaN where a position is NaN, and infinite where a cell has changed.
+    159, 98, 1967). Where a cell has been strained, atoms have moved from where the strain D alone
+    would have taken them; it brings a pair from beyond `reach` no closer than (1 - |D|) reach, and
+    half of that counts for each of its atoms. NaN where a position is NaN.
     """
-    distance = (system.positions - neighbors.reference).square().sum(1).max().sqrt()
-    same_cell = (system.cell == neighbors.reference_cell).all()
-    return torch.where(same_cell, distance, torch.inf)
+    change = system.cell - neighbors.reference_cell
+    strain = torch.bmm(neighbors.inverse_cell, change)  # (n_systems, 3, 3)
+    taken = torch.bmm(neighbors.reference[:, None], strain[system.system])[:, 0]
+    distance = (system.positions - neighbors.reference - taken).square().sum(1)
+    return distance.max().sqrt() + 0.5 * neighbors.reach * strain.square().sum((1, 2)).max().sqrt()

@@ -9,7 +9,7 @@ step depends on the seed and the step alone, so steps that are done again are th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
-from mdlearn.integrators.integrator import Integrator, State, conserved_energy
+from mdlearn.integrators.integrator import (
+    Forces,
+    Integrator,
+    State,
+    Surroundings,
+    conserved_energy,
+)
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
 from mdlearn.potentials.evaluate import Potential, evaluate
 from mdlearn.system import Evaluation, System, sum_by_system
@@ -26,9 +32,72 @@ from mdlearn.system import Evaluation, System, sum_by_system
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
 They change the time that a run takes, and not a bit of it."""
+FLAT = 1e-6
+"""A moment of inertia that is so much smaller than another one is that of a line."""
 LARGEST_DRIFT = 0.3
 """eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
 spread over a molecule: far beyond any error of integration that one could live with."""
+
+
+Course = Callable[[int], Tensor]
+"""What a quantity of each system is during a step, (n_systems,): a function of the step alone."""
+
+
+class Dynamics(NamedTuple):
+    """What stays the same throughout a simulation."""
+
+    potential: Potential
+    integrator: Integrator
+    kT: Course
+    """EV; of the thermostat."""
+    pressure: Course
+    """EV/Å³; of the barostat."""
+    seeds: Sequence[int]
+    """Of the noise, for each system: alone it sees the same noise as in a batch."""
+    mobile: Tensor | None = None
+    """(n_atoms, 1), zero for atoms that are held where they are and one for others."""
+
+    def forces(self, neighbors: Neighbors) -> Forces:
+        """The potential on one list; atoms that are held feel nothing."""
+        if self.mobile is None:
+            return lambda system: evaluate(self.potential, system, neighbors)
+        mobile = self.mobile
+
+        def held(system: System) -> Evaluation:
+            evaluation = evaluate(self.potential, system, neighbors)
+            return evaluation._replace(forces=evaluation.forces * mobile)
+
+        return held
+
+    def surroundings(self, state: State) -> Surroundings:
+        """What the world does to the systems in the step after a state."""
+        draws, like = self.integrator.draws, state.momenta
+        if len(self.seeds) == 1 or draws == 0:
+            normals = noise(self.seeds[0], state.step, draws, like)
+        else:
+            sizes = torch.bincount(state.system.system).tolist()
+            parts = zip(self.seeds, like.split(sizes), strict=True)
+            normals = torch.cat([noise(seed, state.step, draws, p) for seed, p in parts], 1)
+        if self.mobile is not None:
+            normals = normals * self.mobile
+        return Surroundings(normals, self.kT(state.step), self.pressure(state.step))
+
+    def step(self, state: State, neighbors: Neighbors) -> State:
+        """The state one time step later."""
+        return self.integrator.step(state, self.forces(neighbors), self.surroundings(state))
+
+
+def piecewise_linear(points: Sequence[tuple[int, float]], system: System) -> Course:
+    """Linear between points (step, value), and what the first and the last say beyond them."""
+    steps, values = zip(*points, strict=True)
+    like = torch.ones_like(system.charge)
+    return lambda step: like * float(np.interp(step, steps, values))
+
+
+def isolated(potential: Potential, integrator: Integrator, system: System) -> Dynamics:
+    """Dynamics without thermostat, barostat and noise."""
+    nothing = piecewise_linear([(0, 0.0)], system)
+    return Dynamics(potential, integrator, nothing, nothing, [0] * len(system.charge))
 
 
 class Snapshot(NamedTuple):
@@ -40,17 +109,47 @@ class Snapshot(NamedTuple):
     """(n_systems,) eV, the conserved energy at the start of the simulation."""
 
 
-def start(
-    potential: Potential, integrator: Integrator, system: System, momenta: Tensor
-) -> Snapshot:
+def start(dynamics: Dynamics, system: System, momenta: Tensor) -> Snapshot:
     """The beginning of a simulation.
 
     Raises:
         DataError, UnstableError: see `neighbors.build`.
     """
-    neighbors = build(system, potential.cutoff, SKIN)
-    state = integrator.init(system, momenta, _forces(potential, neighbors))
+    neighbors = build(system, dynamics.potential.cutoff, SKIN)
+    freedom = degrees_of_freedom(dynamics, system)
+    state = dynamics.integrator.init(system, momenta, dynamics.forces(neighbors), freedom)
     return Snapshot(state, neighbors, conserved_energy(state))
+
+
+def degrees_of_freedom(dynamics: Dynamics, system: System) -> Tensor:
+    """How many there are to share the kinetic energy, (n_systems,).
+
+    Three for every atom that is not held. Where nothing from outside moves the system as a whole,
+    its momentum stays what it is, zero, and does not count; nor does the angular momentum of a
+    system without periodic directions.
+    """
+    mobile = torch.ones_like(system.masses) if dynamics.mobile is None else dynamics.mobile[:, 0]
+    freedom = 3.0 * sum_by_system(mobile, system)
+    if not dynamics.integrator.keeps_momentum:
+        return freedom
+    held = sum_by_system(1.0 - mobile, system) > 0.0
+    rotations = torch.where(system.pbc.any(1), 0.0, _rank(inertia(system)))
+    kept = torch.where(held, 0.0, 3.0 + rotations)
+    return (freedom - kept).clamp_min(1.0)
+
+
+def _rank(inertia: Tensor) -> Tensor:
+    """About how many axes a system can turn: two for a linear molecule, none for an atom."""
+    rank: Tensor = torch.linalg.matrix_rank(inertia, rtol=FLAT, hermitian=True)
+    return rank
+
+
+def inertia(system: System) -> Tensor:
+    """The tensor of inertia of each system about its center of mass, (n_systems, 3, 3) u Å²."""
+    x = system.positions - _mean(system.positions, system)[system.system]
+    identity = torch.eye(3, dtype=x.dtype, device=x.device)
+    per_atom = x.square().sum(1)[:, None, None] * identity - x[:, :, None] * x[:, None]
+    return sum_by_system(system.masses[:, None, None] * per_atom, system)
 
 
 def save(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
@@ -61,6 +160,8 @@ def save(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
         "cell": state.system.cell,
         "momenta": state.momenta,
         "bath": state.bath,
+        "variables": state.variables,
+        "freedom": state.freedom,
         "conserved": conserved,
         "reference": neighbors.reference,
         "reference_cell": neighbors.reference_cell,
@@ -71,14 +172,11 @@ def save(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
     }
 
 
-def restore(
-    potential: Potential, integrator: Integrator, system: System, saved: Mapping[str, NDArray[Any]]
-) -> Snapshot:
+def restore(dynamics: Dynamics, system: System, saved: Mapping[str, NDArray[Any]]) -> Snapshot:
     """The snapshot that was saved; the run goes on with the same bits as if it had not stopped.
 
     Args:
-        potential: the one that the run had.
-        integrator: the one that the run had.
+        dynamics: that of the run.
         system: gives elements, masses and boundary conditions; positions and cell are the saved
             ones.
         saved: by `save`.
@@ -89,32 +187,31 @@ def restore(
 
     # The neighbor list is not saved, only what it was built from.
     reference = system._replace(positions=tensor("reference"), cell=tensor("reference_cell"))
-    neighbors = build(reference, potential.cutoff, SKIN, int(saved["capacity"]))
+    neighbors = build(reference, dynamics.potential.cutoff, SKIN, int(saved["capacity"]))
     system = system._replace(positions=tensor("positions"), cell=tensor("cell"))
-    state = integrator.init(system, tensor("momenta"), _forces(potential, neighbors))
-    state = state._replace(bath=tensor("bath"), step=int(saved["step"]))
+    forces = dynamics.forces(neighbors)
+    state = dynamics.integrator.init(system, tensor("momenta"), forces, tensor("freedom"))
+    state = state._replace(
+        bath=tensor("bath"), variables=tensor("variables"), step=int(saved["step"])
+    )
     return Snapshot(state, neighbors, tensor("conserved"))
 
 
 def simulate(
-    potential: Potential,
-    integrator: Integrator,
+    dynamics: Dynamics,
     snapshot: Snapshot,
     *,
     steps: int,
     every: int,
-    seed: int,
     observe: Callable[[Snapshot], bool],
 ) -> Snapshot:
     """Runs dynamics up to a step.
 
     Args:
-        potential: gives the energies.
-        integrator: gives the steps.
+        dynamics: the potential, the integrator, and what drives it.
         snapshot: where to start from; `start` makes the first one.
         steps: the step to end at, counted from the start of the simulation.
         every: `observe` is called after each multiple of this many steps, and after the last.
-        seed: of the noise.
         observe: is shown the snapshot; returns whether to go on.
 
     Returns:
@@ -128,15 +225,16 @@ def simulate(
     block = BLOCK[state.momenta.device.type]
     while state.step < steps:
         length = min(block, every - state.step % every, steps - state.step)
-        trial, good = _run_block(potential, integrator, state, neighbors, length, seed)
+        trial, good = _run_block(dynamics, state, neighbors, length)
         if good < length:
             if good == 0 and torch.equal(state.system.positions, neighbors.reference):
-                first, _ = _run_block(potential, integrator, state, neighbors, 1, seed)
+                first, _ = _run_block(dynamics, state, neighbors, 1)
                 _explain(state, first)
             # Up to the last good step, and a new list there and nowhere else: so the life of a list
             # depends on the trajectory alone, and so do its bits, however the run is cut up.
-            trial, _ = _run_block(potential, integrator, state, neighbors, good, seed)
-            neighbors = build(trial.system, potential.cutoff, SKIN, neighbors.j.shape[1])
+            trial, _ = _run_block(dynamics, state, neighbors, good)
+            capacity = neighbors.j.shape[1]
+            neighbors = build(trial.system, dynamics.potential.cutoff, SKIN, capacity)
         state = trial
         if good and (state.step % every == 0 or state.step == steps):
             _check_energy(state, conserved)
@@ -146,19 +244,13 @@ def simulate(
 
 
 def _run_block(
-    potential: Potential,
-    integrator: Integrator,
-    state: State,
-    neighbors: Neighbors,
-    length: int,
-    seed: int,
+    dynamics: Dynamics, state: State, neighbors: Neighbors, length: int
 ) -> tuple[State, int]:
     """Runs some steps on one list; returns the last state, and how many steps the list was good."""
-    forces = _forces(potential, neighbors)
     moved = moved_since_build(state.system, neighbors)
     good = torch.zeros_like(moved)
-    for step in range(state.step, state.step + length):
-        state = integrator.step(state, forces, noise(seed, step, integrator.draws, state.momenta))
+    for _ in range(length):
+        state = dynamics.step(state, neighbors)
         moved = torch.maximum(moved, moved_since_build(state.system, neighbors))
         good = good + (moved <= SKIN / 2)  # False for NaN too, and from then on
     return state, int(good)
@@ -174,26 +266,57 @@ def noise(seed: int, step: int, draws: int, like: Tensor) -> Tensor:
     return values.to(like)
 
 
-def maxwell_boltzmann(system: System, kT: float, seed: int) -> Tensor:
-    """Momenta of thermal equilibrium, with no net momentum in any system.
+def maxwell_boltzmann(
+    system: System, kT: Tensor | float, seeds: Sequence[int], mobile: Tensor | None = None
+) -> Tensor:
+    """Momenta of thermal equilibrium, without any motion of a system as a whole.
+
+    Neither net momentum nor, in a system without periodic directions, net angular momentum: the
+    rest has kT/2 for each of `degrees_of_freedom`. Where atoms are held, nothing is taken away.
 
     Args:
-        system: gives the masses.
-        kT: eV.
-        seed: of the draw.
+        system: gives masses and positions.
+        kT: eV, (n_systems,) or one for all.
+        seeds: of the draw, for each system.
+        mobile: (n_atoms, 1), zero for atoms that are held.
 
     Returns:
         (n_atoms, 3) u·Å/(Å·sqrt(u/eV)).
     """
     masses = system.masses[:, None]
-    momenta = noise(seed, -1, 1, system.positions)[0] * (masses * kT).sqrt()
-    total = sum_by_system(torch.cat([momenta, masses], 1), system)
-    velocity = total[:, :3] / total[:, 3:]
-    return momenta - masses * velocity[system.system]
+    sizes = torch.bincount(system.system).tolist()
+    parts = zip(seeds, system.positions.split(sizes), strict=True)
+    normals = torch.cat([noise(seed, -1, 1, part)[0] for seed, part in parts])
+    energy = torch.as_tensor(kT).to(masses).expand(len(sizes))[system.system, None]
+    momenta = normals * (masses * energy).sqrt()
+    if mobile is not None and not bool(mobile.all()):
+        return momenta * mobile
+    return remove_rotation(remove_translation(momenta, system), system)
 
 
-def _forces(potential: Potential, neighbors: Neighbors) -> Callable[[System], Evaluation]:
-    return lambda system: evaluate(potential, system, neighbors)
+def remove_translation(momenta: Tensor, system: System) -> Tensor:
+    """Momenta without the velocity of the center of mass, (n_atoms, 3)."""
+    masses = system.masses[:, None]
+    return momenta - masses * _mean(momenta / masses, system)[system.system]
+
+
+def remove_rotation(momenta: Tensor, system: System) -> Tensor:
+    """Momenta without the angular momentum of systems that have no periodic direction."""
+    x = system.positions - _mean(system.positions, system)[system.system]
+    spin = sum_by_system(torch.linalg.cross(x, momenta), system)
+    # The pseudoinverse: a linear molecule does not turn about its axis.
+    velocity = torch.einsum(
+        "nab,nb->na", torch.linalg.pinv(inertia(system), rtol=FLAT, hermitian=True), spin
+    )
+    velocity = torch.where(system.pbc.any(1, keepdim=True), 0.0, velocity)
+    turning: Tensor = torch.linalg.cross(velocity[system.system], x)
+    return momenta - system.masses[:, None] * turning
+
+
+def _mean(values: Tensor, system: System) -> Tensor:
+    """The mean over the atoms of each system by mass, (n_atoms, 3) -> (n_systems, 3)."""
+    total = sum_by_system(system.masses[:, None] * values, system)
+    return total / sum_by_system(system.masses, system)[:, None]
 
 
 def _check_energy(state: State, conserved: Tensor) -> None:

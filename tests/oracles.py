@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mdlearn.integrators import Integrator, State
+from mdlearn.integrators import Integrator, State, Surroundings
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.evaluate import Potential, evaluate
@@ -209,7 +209,7 @@ def rebuild_every_step(
     integrator: Integrator,
     state: State,
     steps: int,
-    draw: Callable[[int], Tensor],
+    draw: Callable[[int], Surroundings],
 ) -> State:
     """Dynamics as a textbook has it: a fresh list without a skin wherever forces are needed."""
 

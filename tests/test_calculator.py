@@ -23,7 +23,7 @@ from mdlearn.atoms import to_system
 from mdlearn.errors import DataError, ModelError, UnstableError
 from mdlearn.integrators import velocity_verlet
 from mdlearn.neighbors import SKIN
-from mdlearn.simulate import Snapshot, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
 from mdlearn.units import fs, kB
 
 
@@ -70,7 +70,7 @@ def test_results_are_those_of_the_network(
 def test_dynamics_of_ase_is_our_dynamics(calculator: MDLearnCalculator, model_path: Path) -> None:
     atoms = crystal()
     system = to_system(atoms)
-    momenta = maxwell_boltzmann(system, 500.0 * kB, seed=1)
+    momenta = maxwell_boltzmann(system, 500.0 * kB, [1])
     network = load_model(model_path, torch.float64).network
     integrator = velocity_verlet(0.5 * fs)
     ours: list[np.ndarray] = []
@@ -79,8 +79,9 @@ def test_dynamics_of_ase_is_our_dynamics(calculator: MDLearnCalculator, model_pa
         ours.append(snapshot.state.system.positions.numpy())
         return True
 
-    first = start(network, integrator, system, momenta)
-    simulate(network, integrator, first, steps=100, every=10, seed=0, observe=observe)
+    dynamics = isolated(network, integrator, system)
+    first = start(dynamics, system, momenta)
+    simulate(dynamics, first, steps=100, every=10, observe=observe)
 
     atoms.calc = calculator
     atoms.set_momenta(momenta.numpy())

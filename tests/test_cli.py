@@ -356,7 +356,7 @@ class TestCheck:
 
 
 class TestSimulate:
-    @pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+    @pytest.mark.parametrize("ensemble", ["nve", "langevin", "csvr", "nose-hoover"])
     def test_resumed_run_has_the_same_bits(self, here: Path, run: Run, ensemble: str) -> None:
         settings = ["simulate", "run", "start.xyz", "--ensemble", ensemble]
         assert run(*settings, "--steps", 60, "--output", "whole.h5")[0] == 0

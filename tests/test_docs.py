@@ -44,7 +44,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from mdlearn.cli.demo import DemoConfig, run
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mdlearn.cli.simulate.SimulateConfig.target", 40)
+    monkeypatch.setattr("mdlearn.cli.ensembles.SimulateConfig.target", 40)
     assert run(DemoConfig(budget_min=0.05)) == 0
     for picture in ("forces.png", "dynamics.png"):
         assert (tmp_path / "mdlearn-demo" / picture).stat().st_size > 10_000

@@ -10,13 +10,14 @@ import pytest
 import torch
 from checks import compiler, is_power, molecule, random_schnet
 from oracles import LennardJones, well
-from torch import nn
+from torch import Tensor, nn
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import (
     Forces,
     Integrator,
     State,
+    Surroundings,
     conserved_energy,
     kinetic_energy,
     langevin,
@@ -25,7 +26,7 @@ from mdlearn.integrators import (
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.simulate import maxwell_boltzmann, noise
-from mdlearn.system import System, concatenate
+from mdlearn.system import System, concatenate, sum_by_system
 from mdlearn.units import fs, kB, ps
 
 
@@ -35,14 +36,28 @@ def bound_forces(potential: nn.Module, system: System) -> Forces:
     return lambda moved: evaluate(potential, moved, neighbors)
 
 
+def begin(integrator: Integrator, system: System, momenta: Tensor, forces: Forces) -> State:
+    """The first state; every atom counts with its three directions."""
+    freedom = 3.0 * sum_by_system(torch.ones_like(system.masses), system)
+    return integrator.init(system, momenta, forces, freedom)
+
+
 def run(
-    integrator: Integrator, state: State, forces: Forces, steps: int, seed: int = 0
+    integrator: Integrator,
+    state: State,
+    forces: Forces,
+    steps: int,
+    *,
+    seed: int = 0,
+    kT: float = 0.0,
+    pressure: float = 0.0,
 ) -> list[State]:
     """All states of a run, the first one included."""
     states = [state]
+    like = torch.ones_like(state.bath)
     for _ in range(steps):
         draw = noise(seed, state.step, integrator.draws, state.momenta)
-        state = integrator.step(state, forces, draw)
+        state = integrator.step(state, forces, Surroundings(draw, kT * like, pressure * like))
         states.append(state)
     return states
 
@@ -51,7 +66,7 @@ def cluster() -> System:
     """A shaken tetrahedron: near a minimum, so that rounding does not grow exponentially."""
     x = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     atoms = ase.Atoms("C2O2", positions=0.84 * x)
-    atoms.rattle(0.05, seed=0)
+    atoms.rattle(0.05, [0])
     return to_system(atoms)
 
 
@@ -65,7 +80,7 @@ def test_harmonic_oscillator_follows_its_exact_solution() -> None:
     system = to_system(ase.Atoms("HO", positions=[[0.3, -0.2, 0.5], [1.0, 0.4, 0.0]]))
     stiffness, dt = 1.7, 0.3
     integrator = velocity_verlet(dt)
-    start = integrator.init(system, torch.zeros_like(system.positions), well(stiffness))
+    start = begin(integrator, system, torch.zeros_like(system.positions), well(stiffness))
     states = run(integrator, start, well(stiffness), 50)
     theta = torch.arccos(1.0 - stiffness / system.masses * dt**2 / 2.0)
     for n, state in enumerate(states):
@@ -82,11 +97,12 @@ def test_velocity_verlet_is_of_second_order(name: str) -> None:
     else:
         potential, system = lennard_jones(), cluster()
     forces = bound_forces(potential, system)
-    momenta = maxwell_boltzmann(system, 300.0 * kB, seed=1)
+    momenta = maxwell_boltzmann(system, 300.0 * kB, [1])
     errors, ends, steps = [], [], [1.0, 0.5, 0.25]
     for dt_fs in (*steps, 0.03125):
         integrator = velocity_verlet(dt_fs * fs)
-        states = run(integrator, integrator.init(system, momenta, forces), forces, int(16 / dt_fs))
+        first = begin(integrator, system, momenta, forces)
+        states = run(integrator, first, forces, int(16 / dt_fs))
         energy = torch.stack([conserved_energy(state) for state in states[:: int(1 / dt_fs)]])
         errors.append(float((energy - energy[0]).abs().max()))
         ends.append(states[-1].system.positions)
@@ -99,8 +115,8 @@ def test_velocity_verlet_is_of_second_order(name: str) -> None:
 def test_velocity_verlet_is_reversible() -> None:
     system, integrator = cluster(), velocity_verlet(2.0 * fs)
     forces = bound_forces(lennard_jones(), system)
-    momenta = maxwell_boltzmann(system, 60.0 * kB, seed=2)
-    there = run(integrator, integrator.init(system, momenta, forces), forces, 1000)[-1]
+    momenta = maxwell_boltzmann(system, 60.0 * kB, [2])
+    there = run(integrator, begin(integrator, system, momenta, forces), forces, 1000)[-1]
     assert (there.system.positions - system.positions).norm(dim=1).max() > 0.1
     back = run(integrator, there._replace(momenta=-there.momenta), forces, 1000)[-1]
     assert (back.system.positions - system.positions).abs().max() < 1e-8
@@ -110,8 +126,8 @@ def test_velocity_verlet_is_reversible() -> None:
 def test_momentum_and_angular_momentum_are_conserved() -> None:
     system, integrator = cluster(), velocity_verlet(2.0 * fs)
     forces = bound_forces(lennard_jones(), system)
-    momenta = maxwell_boltzmann(system, 60.0 * kB, seed=2)
-    first, *_, last = run(integrator, integrator.init(system, momenta, forces), forces, 200)
+    momenta = maxwell_boltzmann(system, 60.0 * kB, [2])
+    first, *_, last = run(integrator, begin(integrator, system, momenta, forces), forces, 200)
     assert (last.momenta - first.momenta).abs().max() > 0.1
     assert (last.momenta.sum(0) - first.momenta.sum(0)).abs().max() < 1e-13
     spin = [torch.linalg.cross(s.system.positions, s.momenta).sum(0) for s in (first, last)]
@@ -120,14 +136,14 @@ def test_momentum_and_angular_momentum_are_conserved() -> None:
 
 def test_systems_of_a_batch_do_not_mix() -> None:
     parts = [cluster(), to_system(ase.Atoms("CO", positions=[[0, 0, 0], [2.2, 0, 0]]))]
-    momenta = [maxwell_boltzmann(each, 100.0 * kB, seed=3) for each in parts]
+    momenta = [maxwell_boltzmann(each, 100.0 * kB, [3]) for each in parts]
     integrator, potential = velocity_verlet(2.0 * fs), lennard_jones()
     batch = concatenate(parts)
     forces = bound_forces(potential, batch)
-    last = run(integrator, integrator.init(batch, torch.cat(momenta), forces), forces, 50)[-1]
+    last = run(integrator, begin(integrator, batch, torch.cat(momenta), forces), forces, 50)[-1]
     for index, (part, p) in enumerate(zip(parts, momenta, strict=True)):
         forces = bound_forces(potential, part)
-        alone = run(integrator, integrator.init(part, p, forces), forces, 50)[-1]
+        alone = run(integrator, begin(integrator, part, p, forces), forces, 50)[-1]
         mine = batch.system == index
         assert (last.system.positions[mine] - alone.system.positions).abs().max() < 1e-11
         assert abs(conserved_energy(last)[index] - conserved_energy(alone)[0]) < 1e-11
@@ -136,7 +152,7 @@ def test_systems_of_a_batch_do_not_mix() -> None:
 def test_kinetic_energy_by_hand() -> None:
     system = concatenate([to_system(ase.Atoms("H2")), to_system(ase.Atoms("O"))])
     momenta = torch.tensor([[1.0, 0, 0], [0, 2, 0], [2, 1, 2]], dtype=torch.float64)
-    state = velocity_verlet(1.0).init(system, momenta, well(0.0))
+    state = begin(velocity_verlet(1.0), system, momenta, well(0.0))
     masses = system.masses.tolist()
     expected = [(1.0 + 4.0) / (2.0 * masses[0]), 9.0 / (2.0 * masses[2])]
     assert kinetic_energy(state).tolist() == pytest.approx(expected, rel=1e-14)
@@ -145,10 +161,10 @@ def test_kinetic_energy_by_hand() -> None:
 def test_langevin_without_friction_is_velocity_verlet() -> None:
     system = cluster()
     forces = bound_forces(lennard_jones(), system)
-    momenta = maxwell_boltzmann(system, 100.0 * kB, seed=4)
+    momenta = maxwell_boltzmann(system, 100.0 * kB, [4])
     ends = []
-    for integrator in (velocity_verlet(2.0 * fs), langevin(2.0 * fs, 300.0 * kB, 0.0)):
-        ends.append(run(integrator, integrator.init(system, momenta, forces), forces, 50)[-1])
+    for integrator in (velocity_verlet(2.0 * fs), langevin(2.0 * fs, 0.0)):
+        ends.append(run(integrator, begin(integrator, system, momenta, forces), forces, 50)[-1])
     assert (ends[0].system.positions - ends[1].system.positions).abs().max() < 1e-12
     assert float(ends[1].bath) == 0.0
 
@@ -158,8 +174,8 @@ def test_langevin_at_zero_temperature_is_friction() -> None:
     system = to_system(ase.Atoms("HO", positions=[[0, 0, 0], [5, 0, 0]]))
     momenta = torch.tensor([[1.0, 2.0, -3.0], [0.5, 0.0, 9.0]], dtype=torch.float64)
     friction, dt = 3.0 / ps, 10.0 * fs
-    integrator = langevin(dt, 0.0, friction)
-    last = run(integrator, integrator.init(system, momenta, well(0.0)), well(0.0), 100)[-1]
+    integrator = langevin(dt, friction)
+    last = run(integrator, begin(integrator, system, momenta, well(0.0)), well(0.0), 100)[-1]
     assert (last.momenta - momenta * math.exp(-3.0)).abs().max() < 1e-12
     lost = (1.0 - math.exp(-6.0)) * (momenta.square().sum(1) / (2.0 * system.masses)).sum()
     assert float(last.bath) == pytest.approx(float(lost), rel=1e-12)
@@ -181,9 +197,9 @@ def test_conserved_energy_of_langevin_is_of_second_order(kT: float) -> None:
     )
     errors, exchanged = [], []
     for dt in steps:
-        integrator = langevin(dt, kT, 0.3)
-        start = integrator.init(system, torch.zeros_like(x), well(1.5))
-        last = run(integrator, start, well(1.5), round(8.0 / dt))[-1]
+        integrator = langevin(dt, 0.3)
+        start = begin(integrator, system, torch.zeros_like(x), well(1.5))
+        last = run(integrator, start, well(1.5), round(8.0 / dt), kT=kT)[-1]
         error = conserved_energy(last) - conserved_energy(start)
         errors.append(float(error.square().mean().sqrt()))
         exchanged.append(float(last.bath.abs().mean()))
@@ -197,13 +213,13 @@ def test_compiled_step_is_eager(name: str) -> None:
     dt, potential, system = 1.0 * fs, lennard_jones(), cluster()
     integrator = velocity_verlet(dt)
     if name == "langevin":
-        integrator = langevin(dt, 300.0 * kB, 5.0 / ps)
+        integrator = langevin(dt, 5.0 / ps)
     forces = bound_forces(potential, system)
-    momenta = maxwell_boltzmann(system, 300.0 * kB, seed=6)
-    start = integrator.init(system, momenta, forces)
+    momenta = maxwell_boltzmann(system, 300.0 * kB, [6])
+    start = begin(integrator, system, momenta, forces)
     expected = run(integrator, start, forces, 4)
     with compiler() as compiled:
-        step = compiled(lambda state, noise: integrator.step(state, forces, noise))
+        step = compiled(lambda state, outside: integrator.step(state, forces, outside))
         found = run(integrator._replace(step=lambda s, _, n: step(s, n)), start, forces, 4)
     for one, other in zip(found, expected, strict=True):
         assert one.step == other.step

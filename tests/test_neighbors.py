@@ -172,8 +172,31 @@ def test_moved_since_build() -> None:
     assert moved.shape == ()
     positions[4, 0] = torch.nan
     assert moved_since_build(system._replace(positions=positions), neighbors).isnan()
-    cell = system.cell + 1e-3
-    assert float(moved_since_build(system._replace(cell=cell), neighbors)) == math.inf
+
+
+def test_list_of_a_strained_cell_is_complete_until_half_the_skin() -> None:
+    """Atoms that go with the cell have not moved by themselves; what they come closer counts."""
+    system, skin = to_system(crystal()), 0.7
+    neighbors = build(system, 3.0, skin)
+    generator = torch.Generator().manual_seed(3)
+    complete = []
+    for strain in (0.003, -0.01, 0.02, -0.03, 0.2):
+        tensor = strain * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        stretch = torch.eye(3, dtype=torch.float64) + tensor
+        step = 0.05 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+        moved = system._replace(
+            positions=system.positions @ stretch + step, cell=system.cell @ stretch
+        )
+        distance = float(moved_since_build(moved, neighbors))
+        alone = float(step.norm(dim=1).max())
+        expected = alone + 0.5 * 3.7 * float(tensor.norm())
+        assert distance == pytest.approx(expected, rel=1e-9)
+        complete.append(distance <= skin / 2)
+        if complete[-1]:
+            vectors = pair_vectors(moved, neighbors).norm(dim=-1)
+            assert int((vectors <= 3.0).sum()) == len(brute_force_pairs(moved, 3.0))
+    assert complete[0]
+    assert not complete[-1]
 
 
 def test_list_with_a_skin_is_complete_until_half_the_skin() -> None:

@@ -20,20 +20,41 @@ from mdlearn.errors import UnstableError
 from mdlearn.integrators import (
     Integrator,
     State,
+    Surroundings,
+    cell_rescaling,
     conserved_energy,
+    csvr,
     kinetic_energy,
     langevin,
+    martyna_tobias_klein,
+    nose_hoover,
     velocity_verlet,
 )
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.simulate import Snapshot, maxwell_boltzmann, noise, restore, save, simulate, start
+from mdlearn.simulate import (
+    Dynamics,
+    Snapshot,
+    isolated,
+    maxwell_boltzmann,
+    noise,
+    piecewise_linear,
+    restore,
+    save,
+    simulate,
+    start,
+)
 from mdlearn.system import concatenate
-from mdlearn.units import fs, kB, ps
+from mdlearn.units import GPa, fs, kB, ps
 
 INTEGRATORS = {
     "nve": velocity_verlet(0.5 * fs),
-    "langevin": langevin(0.5 * fs, 600.0 * kB, 10.0 / ps),
+    "langevin": langevin(0.5 * fs, 10.0 / ps),
+    "csvr": csvr(0.5 * fs, 50.0 * fs),
+    "nose-hoover": nose_hoover(0.5 * fs, 50.0 * fs),
+    "npt": cell_rescaling(0.5 * fs, 50.0 * fs, 200.0 * fs, 0.1 / GPa),
+    "npt-flexible": cell_rescaling(0.5 * fs, 50.0 * fs, 200.0 * fs, 0.1 / GPa, flexible=True),
+    "mtk": martyna_tobias_klein(0.5 * fs, 50.0 * fs, 200.0 * fs),
 }
 every_ensemble = pytest.mark.parametrize("ensemble", INTEGRATORS)
 
@@ -42,11 +63,21 @@ def potential() -> LennardJones:
     return LennardJones(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF).double()
 
 
+def dynamics_of(
+    integrator: Integrator, network: nn.Module | None = None, seed: int = 3
+) -> Dynamics:
+    """Of one crystal, at a temperature and a pressure that rise."""
+    system = to_system(crystal())
+    kT = piecewise_linear([(0, 600.0 * kB), (100, 700.0 * kB)], system)
+    pressure = piecewise_linear([(0, 1.0 * GPa), (100, 3.0 * GPa)], system)
+    return Dynamics(network or potential(), integrator, kT, pressure, [seed])
+
+
 def hot_start(integrator: Integrator, network: nn.Module | None = None) -> Snapshot:
     """A crystal so hot that the list must be rebuilt every few steps."""
     system = to_system(crystal())
-    momenta = maxwell_boltzmann(system, 900.0 * kB, seed=5)
-    return start(network or potential(), integrator, system, momenta)
+    momenta = maxwell_boltzmann(system, 900.0 * kB, [5])
+    return start(dynamics_of(integrator, network), system, momenta)
 
 
 def go(
@@ -59,20 +90,13 @@ def go(
     seed: int = 3,
     observe: Callable[[Snapshot], bool] = lambda _: True,
 ) -> Snapshot:
-    return simulate(
-        network or potential(),
-        integrator,
-        snapshot,
-        steps=steps,
-        every=every,
-        seed=seed,
-        observe=observe,
-    )
+    dynamics = dynamics_of(integrator, network, seed)
+    return simulate(dynamics, snapshot, steps=steps, every=every, observe=observe)
 
 
 def bits(state: State) -> list[bytes]:
-    system, momenta, evaluation, bath, step = state
-    tensors = [system.positions, system.cell, momenta, bath, *evaluation]
+    system, momenta, evaluation, bath, variables, freedom, step = state
+    tensors = [system.positions, system.cell, momenta, bath, variables, freedom, *evaluation]
     return [each.numpy().tobytes() for each in tensors] + [str(step).encode()]
 
 
@@ -96,8 +120,8 @@ def test_is_the_plain_loop(ensemble: str, monkeypatch: pytest.MonkeyPatch) -> No
     first = hot_start(integrator)
     last = go(first, integrator, 120).state
 
-    def draw(step: int) -> Tensor:
-        return noise(3, step, integrator.draws, first.state.momenta)
+    def draw(step: int) -> Surroundings:
+        return dynamics_of(integrator).surroundings(first.state._replace(step=step))
 
     expected = rebuild_every_step(potential(), integrator, first.state, 120, draw)
     assert len(rebuilds) > 3
@@ -142,7 +166,7 @@ def test_split_run_is_the_unbroken_run(
         np.savez(file, **save(snapshot))
         file.seek(0)
         with np.load(file) as saved:
-            snapshot = restore(chosen, integrator, to_system(crystal(seed=9)), saved)
+            snapshot = restore(dynamics_of(integrator, chosen), to_system(crystal(seed=9)), saved)
     assert bits(snapshot.state) == bits(unbroken.state)
     assert torch.equal(snapshot.conserved, unbroken.conserved)
     assert snapshot.neighbors.j.shape == unbroken.neighbors.j.shape
@@ -204,7 +228,12 @@ def test_too_large_a_step_names_step_and_atom() -> None:
     momenta[5, 1] = system.masses[5] * 0.4 / (0.5 * fs)  # 0.4 Å in a single step
     integrator, network = INTEGRATORS["nve"], random_schnet(scale=0.1)
     with pytest.raises(UnstableError, match=r"step 1: atom 5 moved 0\.\d\d Å in one step"):
-        go(start(network, integrator, system, momenta), integrator, 100, network=network)
+        go(
+            start(isolated(network, integrator, system), system, momenta),
+            integrator,
+            100,
+            network=network,
+        )
 
 
 def test_blow_up_is_an_error() -> None:
@@ -271,15 +300,15 @@ def test_maxwell_boltzmann() -> None:
         to_system(ase.Atoms("H")),
     ]
     batch = concatenate(parts)
-    momenta = maxwell_boltzmann(batch, 0.04, seed=1)
+    momenta = maxwell_boltzmann(batch, 0.04, [1, 8, 9])
     for index in range(3):
         assert momenta[batch.system == index].sum(0).abs().max() < 1e-10
     for chosen in (slice(0, n), slice(n, 2 * n)):
         scaled = momenta[chosen].square() / batch.masses[chosen, None]
         assert abs(float(scaled.mean()) / 0.04 - 1.0) < 4.0 * (2.0 / (3 * n)) ** 0.5
-    assert torch.equal(momenta, maxwell_boltzmann(batch, 0.04, seed=1))
-    assert not torch.equal(momenta, maxwell_boltzmann(batch, 0.04, seed=2))
-    assert maxwell_boltzmann(batch, 0.0, seed=1).abs().max() == 0.0
+    assert torch.equal(momenta, maxwell_boltzmann(batch, 0.04, [1, 8, 9]))
+    assert not torch.equal(momenta, maxwell_boltzmann(batch, 0.04, [2, 8, 9]))
+    assert maxwell_boltzmann(batch, 0.0, [1, 8, 9]).abs().max() == 0.0
     integrator = INTEGRATORS["nve"]
     state = hot_start(integrator).state
     assert float(kinetic_energy(state)) > 0.1

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mdlearn.cli import simulate, train
 from mdlearn.cli.console import out
+from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.cli.options import verb
 from mdlearn.config import Config
 from mdlearn.files import make_run_folder
@@ -46,7 +47,7 @@ def run(config: DemoConfig) -> int:
         _plot_parity(training, folder / "forces.png")
         out.print("\n2. Ten picoseconds of it at 300 K\n")
         code = simulate.run(
-            simulate.SimulateConfig(
+            SimulateConfig(
                 model=folder / "model", structure=frames, output=folder / "trajectory.h5"
             )
         )

@@ -6,95 +6,55 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import ase
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
 
 from mdlearn import __version__, units
 from mdlearn.analysis import energy_drift, first_broken_bond
 from mdlearn.atoms import check_structure, read_atoms, require_species, to_system
 from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
+from mdlearn.cli.ensembles import SimulateConfig, fixed_atoms, make_dynamics, timed
 from mdlearn.cli.options import verb
-from mdlearn.config import PRECISION, Config, parse_duration, resolve
+from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.integrators import (
-    Integrator,
+    State,
     conserved_energy,
     kinetic_energy,
-    langevin,
-    velocity_verlet,
+    pressure,
 )
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.simulate import Snapshot, maxwell_boltzmann, restore, save, simulate, start
-from mdlearn.system import System
+from mdlearn.simulate import (
+    Dynamics,
+    Snapshot,
+    maxwell_boltzmann,
+    restore,
+    save,
+    simulate,
+    start,
+)
+from mdlearn.system import System, volume
 from mdlearn.trajectory import Trajectory, TrajectoryWriter
 
-Femtoseconds = Annotated[
-    float,
-    BeforeValidator(
-        lambda text: parse_duration(text, {"fs": 1.0, "ps": 1e3, "ns": 1e6, "us": 1e9})
-    ),
-]
 OBSERVABLES = {
     "potential_energy": "eV",
     "kinetic_energy": "eV",
     "conserved_energy": "eV",
     "temperature": "K",
 }
+PERIODIC = {"pressure": "GPa", "volume": "Angstrom3"}
+"""Of systems with a volume."""
 DIPOLE = {"dipole_x": "e Angstrom", "dipole_y": "e Angstrom", "dipole_z": "e Angstrom"}
 """Of models that were trained on dipoles; about the origin, atoms not wrapped."""
 COMMIT_S = 2.0
 """Seconds between commits of the trajectory; what a crash of the machine can cost."""
-
-
-class SimulateConfig(Config):
-    """Options of `mdlearn simulate`."""
-
-    model: Path | None = Field(None, description="a model file, or the run folder that holds one")
-    structure: Path | None = Field(None, description="where to start: any file that ASE reads")
-    frame: int = Field(-1, description="which structure of the file, from 0; -1 is the last")
-    resume: Path | None = Field(
-        None, description="go on with this trajectory, up to --steps or --time"
-    )
-    output: Path | None = Field(
-        None, description="trajectory [default: name of STRUCTURE + '-traj.h5']"
-    )
-    overwrite: bool = Field(False, description="replace an output that exists")
-
-    ensemble: Literal["nve", "langevin"] = Field("langevin", description="what is kept constant")
-    temperature_K: float = Field(  # noqa: N815
-        300.0,
-        ge=0,
-        alias="temperature",
-        description="of the thermostat and of the first velocities, K",
-    )
-    friction_per_ps: float = Field(5.0, ge=0, alias="friction", description="of langevin, 1/ps")
-    timestep_fs: float = Field(0.5, gt=0, le=20, alias="timestep", description="time step, fs")
-    steps: int | None = Field(None, ge=0, description="steps in all, instead of --time")
-    time_fs: Femtoseconds = Field(
-        "10ps",
-        gt=0,
-        alias="time",
-        validate_default=True,
-        description="time in all, as in 500fs, 10ps, 1ns",
-    )
-    every: int = Field(10, ge=1, description="steps between frames of the trajectory")
-
-    seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
-
-    @property
-    def target(self) -> int:
-        """The step to end at."""
-        return self.steps if self.steps is not None else round(self.time_fs / self.timestep_fs)
 
 
 class Setup(NamedTuple):
@@ -102,7 +62,7 @@ class Setup(NamedTuple):
 
     config: SimulateConfig
     potential: ParametricPotential
-    integrator: Integrator
+    dynamics: Dynamics
     snapshot: Snapshot
     writer: TrajectoryWriter
 
@@ -135,26 +95,38 @@ def _prepare(config: SimulateConfig) -> Setup:
     model = load_model(config.model, PRECISIONS[config.precision])
     atoms = _structure(config.structure, config.frame)
     network, system = _place(model, atoms, config)
-    integrator = _integrator(config)
+    config = config.model_copy(
+        update={
+            "output": output,
+            "fix": fixed_atoms(atoms, config),
+            "temperature_K": timed(config.temperature_K, config),
+            "pressure_GPa": timed(config.pressure_GPa, config),
+        }
+    )
+    dynamics = make_dynamics(config, network, system)
     if atoms.has("momenta") and config.ensemble == "nve":
         momenta = torch.tensor(atoms.get_momenta()).to(system.positions)
         err.print(f"velocities  of {config.structure}")
     else:
-        momenta = maxwell_boltzmann(system, units.kB * config.temperature_K, config.seed)
-        err.print(f"velocities  drawn at {config.temperature_K:g} K, seed {config.seed}")
-    snapshot = start(network, integrator, system, momenta)
-    config = config.model_copy(update={"output": output})
+        kT = dynamics.kT(0)
+        momenta = maxwell_boltzmann(system, kT, dynamics.seeds, dynamics.mobile)
+        err.print(f"velocities  drawn at {float(kT) / units.kB:g} K, seed {config.seed}")
+    if dynamics.mobile is not None:
+        momenta = momenta * dynamics.mobile
+    snapshot = start(dynamics, system, momenta)
     writer = TrajectoryWriter.create(
         output,
         numbers=atoms.numbers,
         masses=atoms.get_masses(),
         pbc=atoms.pbc,
-        observables=OBSERVABLES | (DIPOLE if network.settings.dipole else {}),
+        observables=OBSERVABLES
+        | (PERIODIC if atoms.pbc.all() else {})
+        | (DIPOLE if network.settings.dipole else {}),
         provenance=_provenance(config, model) | {"charge": float(system.charge)},
         restart=save(snapshot),
         overwrite=config.overwrite,
     )
-    setup = Setup(config, network, integrator, snapshot, writer)
+    setup = Setup(config, network, dynamics, snapshot, writer)
     _append(setup, snapshot)
     return setup
 
@@ -199,9 +171,9 @@ def _resume(wanted: SimulateConfig) -> Setup:
         info={"charge": charge},
     )
     network, system = _place(model, atoms, config)
-    integrator = _integrator(config)
-    snapshot = restore(network, integrator, system, restart)
-    return Setup(config, network, integrator, snapshot, TrajectoryWriter.reopen(wanted.resume))
+    dynamics = make_dynamics(config, network, system)
+    snapshot = restore(dynamics, system, restart)
+    return Setup(config, network, dynamics, snapshot, TrajectoryWriter.reopen(wanted.resume))
 
 
 def _structure(path: Path, frame: int) -> ase.Atoms:
@@ -222,13 +194,6 @@ def _place(
     check_structure(system, str(config.structure))
     require_species(model.network.species, system, str(config.structure))
     return model.network.to(device), System(*(each.to(device) for each in system))
-
-
-def _integrator(config: SimulateConfig) -> Integrator:
-    dt = config.timestep_fs * units.fs
-    if config.ensemble == "nve":
-        return velocity_verlet(dt)
-    return langevin(dt, config.temperature_K * units.kB, config.friction_per_ps / units.ps)
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
@@ -255,12 +220,10 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
 
         try:
             return simulate(
-                setup.potential,
-                setup.integrator,
+                setup.dynamics,
                 setup.snapshot,
                 steps=config.target,
                 every=config.every,
-                seed=config.seed,
                 observe=observe,
             )
         except UnstableError as error:
@@ -273,13 +236,15 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
 def _append(setup: Setup, snapshot: Snapshot) -> None:
     config, state = setup.config, snapshot.state
     system = state.system
-    kinetic = float(kinetic_energy(state))
     observables = {
         "potential_energy": float(state.evaluation.energy),
-        "kinetic_energy": kinetic,
+        "kinetic_energy": float(kinetic_energy(state)),
         "conserved_energy": float(conserved_energy(state)),
-        "temperature": _temperature(config, kinetic, len(system.numbers)),
+        "temperature": _temperature(state),
     }
+    if bool(system.pbc.all()):
+        observables["pressure"] = float(pressure(state)) / units.GPa
+        observables["volume"] = float(volume(system))
     if setup.potential.settings.dipole:
         with torch.no_grad():
             moment = evaluate_multipoles(setup.potential, system, snapshot.neighbors).dipole[0]
@@ -295,10 +260,9 @@ def _append(setup: Setup, snapshot: Snapshot) -> None:
     )
 
 
-def _temperature(config: SimulateConfig, kinetic: float, n_atoms: int) -> float:
-    """T = 2K / (f kB), K; the center of mass, which stays at rest in nve, does not count there."""
-    freedom = 3 * n_atoms - (3 if config.ensemble == "nve" and n_atoms > 1 else 0)
-    return 2.0 * kinetic / (freedom * units.kB)
+def _temperature(state: State) -> float:
+    """T = 2K / (f kB), K."""
+    return float(2.0 * kinetic_energy(state) / (state.freedom * units.kB))
 
 
 def _progress(config: SimulateConfig, snapshot: Snapshot, steps_per_s: float) -> str:
@@ -310,7 +274,7 @@ def _progress(config: SimulateConfig, snapshot: Snapshot, steps_per_s: float) ->
     return (
         f"{done / 1000:.2f} of {config.target * config.timestep_fs / 1000:.2f} ps |"
         f" {_ns_per_day(config, steps_per_s):.2f} ns/day |"
-        f" {_temperature(config, float(kinetic_energy(state)), n_atoms):.0f} K |"
+        f" {_temperature(state):.0f} K |"
         f" energy {1000 * drift:+.3f} meV/atom | {left} left"
     )
 
@@ -362,16 +326,27 @@ command = verb(
     SimulateConfig,
     ["model", "structure"],
     run,
-    """Run molecular dynamics of STRUCTURE with MODEL: velocity Verlet (nve) or Langevin (BAOAB).
+    """Run molecular dynamics of STRUCTURE with MODEL.
 
     MODEL is a file made by `mdlearn train`, or its run folder; STRUCTURE is any file that ASE
-    reads. Time step in fs, temperature in K, friction in 1/ps. The trajectory is H5MD; Ctrl-C ends
-    the run at a step that --resume goes on from.
+    reads. Time step in fs, temperature in K, pressure in GPa, friction in 1/ps. The trajectory is
+    H5MD; Ctrl-C ends the run at a step that --resume goes on from.
+
+    \b
+    Ensembles:
+      nve           constant energy: velocity Verlet
+      langevin      constant temperature: friction and noise (BAOAB); the safe choice
+      csvr          constant temperature: stochastic velocity rescaling, for dynamics
+      nose-hoover   constant temperature: Nosé-Hoover chains, deterministic
+      npt           and constant pressure: stochastic cell rescaling; the cell keeps its shape
+      npt-flexible  the same, and all components of the cell change
+      mtk           constant pressure: Martyna-Tobias-Klein, deterministic; the cell keeps its shape
 
     \b
     Examples:
       mdlearn simulate ethanol-run start.xyz --temperature 350 --time 100ps
       mdlearn simulate ethanol-run start.xyz --ensemble nve --timestep 0.5 --output nve.h5
+      mdlearn simulate water-run box.xyz --ensemble npt --temperature 100:300 --pressure 0.1
       mdlearn simulate --resume nve.h5 --time 200ps
     """,
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from mdlearn.system import Evaluation, System, sum_by_system
+from mdlearn.system import Evaluation, System, sum_by_system, volume
 
 Forces = Callable[[System], Evaluation]
 """Evaluates a potential; the neighbor list is bound to it by the driver."""
@@ -22,26 +23,44 @@ class State(NamedTuple):
     evaluation: Evaluation
     """Of the potential, at the positions of `system`."""
     bath: Tensor
-    """(n_systems,) eV, energy handed to the thermostat so far; zero without one."""
+    """(n_systems,) eV, energy handed to thermostat and barostat so far; zero without them."""
+    variables: Tensor
+    """(n_systems, V), of a thermostat and a barostat with a motion of their own; V may be zero."""
+    freedom: Tensor
+    """(n_systems,), degrees of freedom that the kinetic energy is spread over."""
     step: int
     """Steps done since the start of the simulation."""
 
 
+class Surroundings(NamedTuple):
+    """What the world does to the systems in one step."""
+
+    noise: Tensor
+    """(draws, n_atoms, 3) normal deviates."""
+    kT: Tensor
+    """(n_systems,) eV."""
+    pressure: Tensor
+    """(n_systems,) eV/Å³."""
+
+
 class Integrator(NamedTuple):
-    """A pair of pure functions."""
+    """A pair of pure functions, and what the driver must know about them."""
 
-    init: Callable[[System, Tensor, Forces], State]
-    """(system, momenta, forces) -> the state at step zero."""
-    step: Callable[[State, Forces, Tensor], State]
-    """(state, forces, noise) -> the state one time step later."""
+    init: Callable[[System, Tensor, Forces, Tensor], State]
+    """(system, momenta, forces, freedom) -> the state at step zero."""
+    step: Callable[[State, Forces, Surroundings], State]
+    """(state, forces, surroundings) -> the state one time step later."""
     draws: int
-    """Normal deviates that a step needs per atom and axis: noise is (draws, n_atoms, 3)."""
+    """Normal deviates that a step needs per atom and axis."""
+    keeps_momentum: bool
+    """Whether a system at rest as a whole stays at rest, so that this is no degree of freedom."""
 
 
-def start(system: System, momenta: Tensor, forces: Forces) -> State:
+def start(system: System, momenta: Tensor, forces: Forces, freedom: Tensor) -> State:
     """The state at step zero; the `init` of integrators without variables of their own."""
     evaluation = forces(system)
-    return State(system, momenta, evaluation, evaluation.energy * 0.0, 0)
+    nothing = evaluation.energy * 0.0
+    return State(system, momenta, evaluation, nothing, nothing[:, None][:, :0], freedom, 0)
 
 
 def kick(state: State, dt: float) -> State:
@@ -61,10 +80,36 @@ def refresh(state: State, forces: Forces) -> State:
     return state._replace(evaluation=forces(state.system))
 
 
+def scale_momenta(state: State, factor: Tensor) -> State:
+    """P' = a p, with (n_systems,) factors."""
+    return state._replace(momenta=state.momenta * factor[state.system.system, None])
+
+
+def rank(system: System) -> Tensor:
+    """Which atom of its system each atom is, from zero; (n_atoms,), a floating number."""
+    ones = torch.ones_like(system.masses)
+    n_atoms = sum_by_system(ones, system)
+    began = n_atoms.cumsum(0) - n_atoms
+    return ones.cumsum(0) - 1.0 - began[system.system]
+
+
 def kinetic_energy(state: State) -> Tensor:
     """K = sum p²/2m of each system, (n_systems,) eV."""
     per_atom = state.momenta.square().sum(1) / (2.0 * state.system.masses)
     return sum_by_system(per_atom, state.system)
+
+
+def pressure_tensor(state: State) -> Tensor:
+    """(sum p p/m)/V - stress of each system, (n_systems, 3, 3) eV/Å³; positive when compressed."""
+    momenta = state.momenta
+    flow = momenta[:, :, None] * momenta[:, None] / state.system.masses[:, None, None]
+    kinetic = sum_by_system(flow, state.system) / volume(state.system)[:, None, None]
+    return kinetic - state.evaluation.stress
+
+
+def pressure(state: State) -> Tensor:
+    """A third of the trace of the pressure tensor, (n_systems,) eV/Å³."""
+    return torch.diagonal(pressure_tensor(state), dim1=1, dim2=2).mean(1)
 
 
 def conserved_energy(state: State) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
     State,
+    Surroundings,
     drift,
     kick,
     kinetic_energy,
@@ -18,7 +17,7 @@ from mdlearn.integrators.integrator import (
 )
 
 
-def langevin(dt: float, kT: float, friction: float) -> Integrator:
+def langevin(dt: float, friction: float) -> Integrator:
     """Half a kick, half a drift, friction and noise, half a drift, half a kick: B A O A B.
 
     Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34, eq. 7; positions are sampled with an
@@ -28,24 +27,24 @@ def langevin(dt: float, kT: float, friction: float) -> Integrator:
 
     Args:
         dt: Å·sqrt(u/eV), time step.
-        kT: eV.
         friction: γ, 1/(Å·sqrt(u/eV)).
     """
     remember = math.exp(-friction * dt)
-    forget = math.sqrt((1.0 - remember**2) * kT)
+    forget = math.sqrt(1.0 - remember**2)
 
-    def step(state: State, forces: Forces, noise: Tensor) -> State:
+    def step(state: State, forces: Forces, surroundings: Surroundings) -> State:
         state = kick(state, 0.5 * dt)
         state = drift(state, 0.5 * dt)
-        state = ornstein_uhlenbeck(state, noise[0])
+        state = ornstein_uhlenbeck(state, surroundings)
         state = drift(state, 0.5 * dt)
         state = refresh(state, forces)
         state = kick(state, 0.5 * dt)
         return state._replace(step=state.step + 1)
 
-    def ornstein_uhlenbeck(state: State, noise: Tensor) -> State:
-        thermal = forget * state.system.masses.sqrt()[:, None] * noise
+    def ornstein_uhlenbeck(state: State, surroundings: Surroundings) -> State:
+        spread = (state.system.masses * surroundings.kT[state.system.system]).sqrt()[:, None]
+        thermal = forget * spread * surroundings.noise[0]
         after = state._replace(momenta=remember * state.momenta + thermal)
         return after._replace(bath=state.bath + kinetic_energy(state) - kinetic_energy(after))
 
-    return Integrator(init=start, step=step, draws=1)
+    return Integrator(init=start, step=step, draws=1, keeps_momentum=False)

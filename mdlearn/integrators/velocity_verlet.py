@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from mdlearn.integrators.integrator import Forces, Integrator, State, drift, kick, refresh, start
+from mdlearn.integrators.integrator import (
+    Forces,
+    Integrator,
+    State,
+    Surroundings,
+    drift,
+    kick,
+    refresh,
+    start,
+)
 
 
 def velocity_verlet(dt: float) -> Integrator:
@@ -17,11 +24,11 @@ def velocity_verlet(dt: float) -> Integrator:
         dt: Å·sqrt(u/eV), time step.
     """
 
-    def step(state: State, forces: Forces, noise: Tensor) -> State:
+    def step(state: State, forces: Forces, surroundings: Surroundings) -> State:
         state = kick(state, 0.5 * dt)
         state = drift(state, dt)
         state = refresh(state, forces)
         state = kick(state, 0.5 * dt)
         return state._replace(step=state.step + 1)
 
-    return Integrator(init=start, step=step, draws=0)
+    return Integrator(init=start, step=step, draws=0, keeps_momentum=True)

@@ -11,7 +11,7 @@ import torch
 from oracles import well
 
 from mdlearn.atoms import to_system
-from mdlearn.integrators import State, langevin
+from mdlearn.integrators import State, Surroundings, langevin
 from mdlearn.simulate import noise
 from mdlearn.system import System
 
@@ -27,12 +27,14 @@ def oscillators() -> System:
 
 
 def run(stiffness: float, dt: float, kT: float, friction: float, steps: int) -> list[State]:
-    system, integrator = oscillators(), langevin(dt, kT, friction)
-    state = integrator.init(system, torch.zeros_like(system.positions), well(stiffness))
+    system, integrator = oscillators(), langevin(dt, friction)
+    like = torch.ones_like(system.charge)
+    at_rest = torch.zeros_like(system.positions)
+    state = integrator.init(system, at_rest, well(stiffness), 3.0 * ATOMS * like)
     states = [state]
     for step in range(steps):
         draw = noise(7, step, integrator.draws, state.momenta)
-        state = integrator.step(state, well(stiffness), draw)
+        state = integrator.step(state, well(stiffness), Surroundings(draw, kT * like, like))
         states.append(state)
     return states
 

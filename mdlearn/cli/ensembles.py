@@ -1,0 +1,208 @@
+"""What the options of `mdlearn simulate` mean for the physics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import ase
+import torch
+from ase.constraints import FixAtoms
+from pydantic import BeforeValidator, Field
+
+from mdlearn import units
+from mdlearn.config import PRECISION, Config, parse_course, parse_duration
+from mdlearn.errors import UsageError
+from mdlearn.integrators import (
+    Integrator,
+    cell_rescaling,
+    csvr,
+    langevin,
+    martyna_tobias_klein,
+    nose_hoover,
+    velocity_verlet,
+)
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.simulate import Course, Dynamics, piecewise_linear
+from mdlearn.system import System
+
+TIMES = {"fs": 1.0, "ps": 1e3, "ns": 1e6, "us": 1e9}
+Femtoseconds = Annotated[float, BeforeValidator(lambda text: parse_duration(text, TIMES))]
+
+
+def _course_text(text: object, least: float) -> str:
+    """What can be read as the course of a quantity, as it is."""
+    if any(value < least for _, value in parse_course(str(text), TIMES)):
+        raise ValueError(f"expected no number below {least:g}")
+    return str(text)
+
+
+Kelvin = Annotated[str, BeforeValidator(lambda text: _course_text(text, 0.0))]
+Gigapascal = Annotated[str, BeforeValidator(lambda text: _course_text(text, -1e3))]
+NPT = ("npt", "npt-flexible", "mtk")
+
+
+class SimulateConfig(Config):
+    """Options of `mdlearn simulate`."""
+
+    model: Path | None = Field(None, description="a model file, or the run folder that holds one")
+    structure: Path | None = Field(None, description="where to start: any file that ASE reads")
+    frame: int = Field(-1, description="which structure of the file, from 0; -1 is the last")
+    resume: Path | None = Field(
+        None, description="go on with this trajectory, up to --steps or --time"
+    )
+    output: Path | None = Field(
+        None, description="trajectory [default: name of STRUCTURE + '-traj.h5']"
+    )
+    overwrite: bool = Field(False, description="replace an output that exists")
+
+    ensemble: Literal["nve", "langevin", "csvr", "nose-hoover", "npt", "npt-flexible", "mtk"] = (
+        Field("langevin", description="what is kept constant, and how")
+    )
+    temperature_K: Kelvin = Field(  # noqa: N815
+        "300",
+        alias="temperature",
+        description="of the thermostat and of the first velocities, K; 100:300 rises over the run,"
+        " 100@0ps:300@5ps:300@10ps:50@20ps is linear between points",
+    )
+    pressure_GPa: Gigapascal = Field(  # noqa: N815
+        "0.0001", alias="pressure", description="of the barostat, GPa; may vary like --temperature"
+    )
+    friction_per_ps: float = Field(5.0, ge=0, alias="friction", description="of langevin, 1/ps")
+    thermostat_time_fs: Femtoseconds = Field(
+        "100fs",
+        gt=0,
+        alias="thermostat-time",
+        validate_default=True,
+        description="over which csvr, nose-hoover and npt correct the temperature",
+    )
+    barostat_time_fs: Femtoseconds = Field(
+        "1ps",
+        gt=0,
+        alias="barostat-time",
+        validate_default=True,
+        description="over which npt and mtk correct the pressure",
+    )
+    compressibility_per_GPa: float = Field(  # noqa: N815
+        0.45,
+        gt=0,
+        alias="compressibility",
+        description="of the material, 1/GPa, roughly; makes the time of npt what it says",
+    )
+    fix: str | None = Field(
+        None,
+        description="atoms that are held where they are, as in 0,5,10-19; with those that the"
+        " structure has fixed",
+    )
+    timestep_fs: float = Field(0.5, gt=0, le=20, alias="timestep", description="time step, fs")
+    steps: int | None = Field(None, ge=0, description="steps in all, instead of --time")
+    time_fs: Femtoseconds = Field(
+        "10ps",
+        gt=0,
+        alias="time",
+        validate_default=True,
+        description="time in all, as in 500fs, 10ps, 1ns",
+    )
+    every: int = Field(10, ge=1, description="steps between frames of the trajectory")
+
+    seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
+
+    @property
+    def target(self) -> int:
+        """The step to end at."""
+        return self.steps if self.steps is not None else round(self.time_fs / self.timestep_fs)
+
+
+def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: System) -> Dynamics:
+    """What a configuration asks for.
+
+    Raises:
+        UsageError: it asks for what cannot be.
+    """
+    if config.ensemble in NPT:
+        if not bool(system.pbc.all()):
+            raise UsageError(
+                f"--ensemble {config.ensemble}: {config.structure} is not periodic in all three"
+                " directions, so it has no pressure; use langevin, csvr or nose-hoover"
+            )
+        if config.fix:
+            raise UsageError(
+                f"--ensemble {config.ensemble}: atoms that are held cannot move with the cell; use"
+                " csvr, or leave out --fix"
+            )
+    mobile = None
+    if config.fix:
+        mobile = torch.ones_like(system.masses)[:, None]
+        mobile[[int(each) for each in config.fix.split(",")]] = 0.0
+        if not bool(mobile.any()):
+            raise UsageError("--fix: all atoms are held; leave some free to move")
+    return Dynamics(
+        network,
+        _integrator(config),
+        _course(config.temperature_K, units.kB, config, system),
+        _course(config.pressure_GPa, units.GPa, config, system),
+        [config.seed],
+        mobile,
+    )
+
+
+def _integrator(config: SimulateConfig) -> Integrator:
+    dt, fs = config.timestep_fs * units.fs, units.fs
+    time, slow = config.thermostat_time_fs * fs, config.barostat_time_fs * fs
+    compressibility = config.compressibility_per_GPa / units.GPa
+    match config.ensemble:
+        case "nve":
+            return velocity_verlet(dt)
+        case "langevin":
+            return langevin(dt, config.friction_per_ps / units.ps)
+        case "csvr":
+            return csvr(dt, time)
+        case "nose-hoover":
+            return nose_hoover(dt, time)
+        case "mtk":
+            return martyna_tobias_klein(dt, time, slow)
+    flexible = config.ensemble == "npt-flexible"
+    return cell_rescaling(dt, time, slow, compressibility, flexible=flexible)
+
+
+def _course(text: str, unit: float, config: SimulateConfig, system: System) -> Course:
+    points = [
+        (round((time or 0.0) / config.timestep_fs), value * unit)
+        for time, value in parse_course(text, TIMES)
+    ]
+    return piecewise_linear(points, system)
+
+
+def timed(text: str, config: SimulateConfig) -> str:
+    """A ramp over the run as one between times, which does not change when the run goes on."""
+    points = parse_course(text, TIMES)
+    if len(points) == 1 or points[0][0] is not None:
+        return text
+    return f"{points[0][1]}@0fs:{points[1][1]}@{config.target * config.timestep_fs}fs"
+
+
+def fixed_atoms(atoms: ase.Atoms, config: SimulateConfig) -> str | None:
+    """The atoms that are held, joined by commas: those of the structure and those of `--fix`.
+
+    Raises:
+        UsageError: `--fix` is no list of atoms of this structure.
+    """
+    fixed = {
+        int(atom)
+        for each in atoms.constraints
+        if isinstance(each, FixAtoms)
+        for atom in each.get_indices()
+    }
+    for part in (config.fix or "").split(","):
+        first, _, last = part.partition("-")
+        try:
+            fixed |= set(range(int(first), int(last or first) + 1)) if part else set()
+        except ValueError:
+            raise UsageError(
+                f"--fix {config.fix}: expected numbers of atoms, from 0, as in 0,5,10-19"
+            ) from None
+    if fixed and max(fixed) >= len(atoms):
+        raise UsageError(f"--fix: there is no atom {max(fixed)}; there are {len(atoms)}, from 0")
+    return ",".join(str(atom) for atom in sorted(fixed)) or None
