@@ -367,6 +367,54 @@ class TestSimulate:
             assert np.array_equal(whole.positions(slice(None)), split.positions(slice(None)))
             assert np.array_equal(whole.velocities(slice(None)), split.velocities(slice(None)))
 
+    def test_stops_when_told_to_and_goes_on(self, here: Path, run: Run) -> None:
+        settings = ["simulate", "run", "start.xyz", "--ensemble", "csvr", "--steps", 60]
+        assert run(*settings, "--output", "whole.h5")[0] == 0
+        code, _, err = run(*settings, "--output", "split.h5", "--max-time", "0.001s")
+        assert code == 124
+        assert "--resume split.h5" in err
+        (here / "EXIT").touch()
+        assert run("simulate", "--resume", "split.h5")[0] == 124
+        assert not (here / "EXIT").exists()
+        with Trajectory("split.h5") as split:
+            assert split.steps.tolist() == [0, 10, 20]
+        assert run("simulate", "--resume", "split.h5", "--extend", "20fs")[0] == 0
+        with Trajectory("whole.h5") as whole, Trajectory("split.h5") as split:
+            assert split.steps.tolist() == whole.steps.tolist()
+            assert np.array_equal(whole.positions(slice(None)), split.positions(slice(None)))
+
+    def test_extending_needs_something_to_extend(self, here: Path, run: Run) -> None:
+        code, _, err = run("simulate", "run", "start.xyz", "--extend", "1ps")
+        assert code == 2
+        assert "--extend: only with --resume" in err
+
+    def test_held_atoms_stay_and_the_others_warm_up(self, here: Path, run: Run) -> None:
+        settings = ["simulate", "run", "start.xyz", "--temperature", "0:300", "--time", "50fs"]
+        assert run(*settings, "--fix", "0,2-3", "--output", "held.h5")[0] == 0
+        with Trajectory("held.h5") as trajectory:
+            moved = np.abs(trajectory.positions(-1) - trajectory.positions(0)).max(1)
+            configuration = str(trajectory.provenance["configuration"])
+        assert moved[[0, 2, 3]].max() == 0.0
+        assert moved[[1, 4, 5]].min() > 1e-4
+        assert "300.0@50.0fs" in configuration
+        code, _, err = run(*settings, "--fix", "2-99", "--output", "none.h5")
+        assert code == 2
+        assert "--fix: there is no atom 99" in err
+
+    @pytest.mark.parametrize("ramp", ["1:2:3", "100@0ps:300", "300@5ps:100@2ps", "warm"])
+    def test_ramps_that_cannot_be(self, here: Path, run: Run, ramp: str) -> None:
+        code, _, err = run("simulate", "run", "start.xyz", "--temperature", ramp)
+        assert code == 2
+        assert "--temperature" in err
+        assert ramp in err
+
+    def test_a_molecule_has_no_pressure(self, here: Path, run: Run) -> None:
+        code, _, err = run("simulate", "run", "start.xyz", "--ensemble", "npt")
+        assert code == 2
+        assert "not periodic" in err
+        assert "csvr" in err
+        assert outputs(here) == set()
+
     def test_summary_says_what_happened(self, here: Path, run: Run) -> None:
         code, out, err = run("simulate", "run", "start.xyz", "--time", "20fs", "--every", "5")
         assert code == 0

@@ -27,6 +27,8 @@ from mdlearn.simulate import Course, Dynamics, piecewise_linear
 from mdlearn.system import System
 
 TIMES = {"fs": 1.0, "ps": 1e3, "ns": 1e6, "us": 1e9}
+CLOCK = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+Seconds = Annotated[float, BeforeValidator(lambda text: parse_duration(text, CLOCK))]
 Femtoseconds = Annotated[float, BeforeValidator(lambda text: parse_duration(text, TIMES))]
 
 
@@ -102,6 +104,15 @@ class SimulateConfig(Config):
         alias="time",
         validate_default=True,
         description="time in all, as in 500fs, 10ps, 1ns",
+    )
+    extend_fs: Femtoseconds | None = Field(
+        None, gt=0, alias="extend", description="with --resume: so much longer than it is now"
+    )
+    max_time_s: Seconds | None = Field(
+        None,
+        gt=0,
+        alias="max-time",
+        description="stop after so much wall-clock time, as in 23h, in a state to resume from",
     )
     every: int = Field(10, ge=1, description="steps between frames of the trajectory")
 

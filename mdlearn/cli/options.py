@@ -67,11 +67,18 @@ def _type(info: FieldInfo) -> click.ParamType[Any]:
         return click.Choice(get_args(kind))
     if kind is Path:
         return click.Path(path_type=Path)
-    if info.metadata and any(hasattr(each, "func") for each in info.metadata):
+    if any(hasattr(each, "func") for each in (*info.metadata, *_metadata(info.annotation))):
         return click.STRING
     if kind is int:
         return click.INT
     return click.FLOAT if kind is float else click.STRING
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    """What `Annotated` says, also within `Optional`."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[1:]
+    return sum((_metadata(each) for each in get_args(annotation)), ())
 
 
 def _plain(annotation: Any) -> Any:

@@ -53,6 +53,8 @@ PERIODIC = {"pressure": "GPa", "volume": "Angstrom3"}
 """Of systems with a volume."""
 DIPOLE = {"dipole_x": "e Angstrom", "dipole_y": "e Angstrom", "dipole_z": "e Angstrom"}
 """Of models that were trained on dipoles; about the origin, atoms not wrapped."""
+STOPPED = 124
+"""Exit code of a run that was told to stop, as `timeout` has it."""
 COMMIT_S = 2.0
 """Seconds between commits of the trajectory; what a crash of the machine can cost."""
 
@@ -78,14 +80,16 @@ def run(config: SimulateConfig) -> int:
         finally:
             setup.writer.close()
         _summarize(setup, first, last.state.step, time.monotonic() - began)
-    if interruption.received:
-        err.print(f"interrupted; go on with: mdlearn simulate --resume {setup.writer.path}")
-        return 128 + interruption.received
-    return 0
+    if last.state.step == setup.config.target:
+        return 0
+    err.print(f"stopped early; go on with: mdlearn simulate --resume {setup.writer.path}")
+    return 128 + interruption.received if interruption.received else STOPPED
 
 
 def _prepare(config: SimulateConfig) -> Setup:
     """A new simulation."""
+    if config.extend_fs:
+        raise UsageError("--extend: only with --resume; a new run is as long as --time says")
     if config.model is None or config.structure is None:
         raise UsageError(
             "expected MODEL and STRUCTURE, as in: mdlearn simulate ethanol-run start.xyz"
@@ -140,18 +144,22 @@ def _resume(wanted: SimulateConfig) -> Setup:
         restart = trajectory.restart()
         charge = float(trajectory.provenance["charge"])
         numbers, masses, pbc = trajectory.numbers, trajectory.masses, trajectory.pbc
-    changed = {"steps", "time_fs"} & wanted.model_fields_set
-    others = wanted.model_fields_set - changed - {"resume", "device"}
+    changed = {"steps", "time_fs", "extend_fs"} & wanted.model_fields_set
+    others = wanted.model_fields_set - changed - {"resume", "device", "max_time_s"}
     if others:
         raise UsageError(
             f"--{min(others).replace('_', '-')}: a resumed run keeps its settings; only --steps,"
-            " --time and --device can be given with --resume"
+            " --time, --extend, --max-time and --device can be given with --resume"
         )
     config = resolve(SimulateConfig, None, stored)
+    steps = wanted.steps if changed else config.steps
+    if wanted.extend_fs:
+        steps = int(restart["step"]) + round(wanted.extend_fs / config.timestep_fs)
     config = config.model_copy(
         update={
-            "steps": wanted.steps if changed else config.steps,
+            "steps": steps,
             "time_fs": wanted.time_fs if "time_fs" in changed else config.time_fs,
+            "max_time_s": wanted.max_time_s,
             "device": wanted.device,
         }
     )
@@ -197,11 +205,19 @@ def _place(
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
-    """Runs to the end or to an interruption; the last state is committed whatever happens."""
+    """Runs to the end or until told to stop; the last state is committed whatever happens."""
     config, writer = setup.config, setup.writer
     choose_threads(setup.snapshot.neighbors.j.numel())
     first, latest = setup.snapshot.state.step, setup.snapshot
     began = committed = time.monotonic()
+    wish = writer.path.parent / "EXIT"
+
+    def told_to_stop() -> bool:
+        if wish.exists():
+            wish.unlink(missing_ok=True)
+            return True
+        late = config.max_time_s is not None and time.monotonic() - began > config.max_time_s
+        return late or bool(interruption.received)
 
     with Line() as line:
 
@@ -216,7 +232,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
                 committed = now
             rate = (state.step - first) / (now - began)  # steps/s
             line.show(_progress(config, snapshot, rate))
-            return not interruption.received
+            return not told_to_stop()
 
         try:
             return simulate(
@@ -330,7 +346,8 @@ command = verb(
 
     MODEL is a file made by `mdlearn train`, or its run folder; STRUCTURE is any file that ASE
     reads. Time step in fs, temperature in K, pressure in GPa, friction in 1/ps. The trajectory is
-    H5MD; Ctrl-C ends the run at a step that --resume goes on from.
+    H5MD; Ctrl-C, --max-time, or a file EXIT beside the trajectory end the run at a step that
+    --resume goes on from (exit code 130, 124, 124).
 
     \b
     Ensembles:
@@ -347,6 +364,6 @@ command = verb(
       mdlearn simulate ethanol-run start.xyz --temperature 350 --time 100ps
       mdlearn simulate ethanol-run start.xyz --ensemble nve --timestep 0.5 --output nve.h5
       mdlearn simulate water-run box.xyz --ensemble npt --temperature 100:300 --pressure 0.1
-      mdlearn simulate --resume nve.h5 --time 200ps
+      mdlearn simulate --resume nve.h5 --extend 100ps --max-time 23h
     """,
 )

@@ -21,8 +21,10 @@ from mdlearn.training.team import ALONE, Team
 
 SAMPLE = 5000
 """Frames that are enough for an average."""
-WALL_MARGIN = 0.97
-"""Where the wall begins, as a share of the shortest distance among the training frames."""
+WALL_MARGIN = 0.92
+"""Where the wall begins, as a share of the shortest distance among the training frames. Closer to
+one it stands in the way of hotter dynamics than the training frames': with 0.97 it was most of the
+error of forces at 1200 K of a network trained on 3BPA at 300 K."""
 
 
 class Example(NamedTuple):
