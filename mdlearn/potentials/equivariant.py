@@ -25,6 +25,9 @@ DEGREE = 3
 DAMPING = 0.5
 """Harmonics of degree l count 1/(1 + l/2): what is learned first is smooth in the angles. On 450
 frames of 3BPA that takes 5 % off the error of forces."""
+SMOOTHNESS = 4.0
+"""Radial functions of frequency b count 1/(1 + (b/4)²), for the same reason. On 75 frames of 3BPA
+that takes 8 % off after 2,850 steps; on 150 frames, which tell more, nothing after 3,400."""
 
 
 class Equivariant(Network):
@@ -78,6 +81,10 @@ class Equivariant(Network):
         degree = torch.tensor(degrees(DEGREE), dtype=torch.float64)
         self.register_buffer("damping", 1.0 / (1.0 + DAMPING * degree), persistent=False)
         self.basis = ChebyshevBasis(settings.radial, settings.cutoff)
+        self.smoothness: Tensor
+        frequency = torch.arange(settings.radial, dtype=torch.float64)
+        smoothness = 1.0 / (1.0 + (frequency / SMOOTHNESS) ** 2)
+        self.register_buffer("smoothness", smoothness, persistent=False)
         self.one_hot: Tensor
         self.register_buffer("one_hot", torch.eye(n_species), persistent=False)
         self.norm: float = settings.average_neighbors**-0.5
@@ -95,7 +102,8 @@ class Equivariant(Network):
     ) -> Representation:
         """Invariants of all layers, and the vectors of the last; see `Network`."""
         harmonics = self.damping * self.harmonics(r / distance[..., None])  # (n_atoms, K, M)
-        basis = self.basis(distance) * envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, B)
+        basis = self.smoothness * self.basis(distance)  # (n_atoms, K, B)
+        basis = basis * envelope(distance, self.cutoff)[..., None]
         element = self.one_hot[index][neighbors.j]  # (n_atoms, K, Z)
         pairs = (basis[..., None] * element[:, :, None]).flatten(2)  # (n_atoms, K, BZ)
         near = self._sum(harmonics, pairs)  # (M, n_atoms, BZ)
