@@ -49,9 +49,9 @@ class Dynamics(NamedTuple):
     potential: Potential
     integrator: Integrator
     kT: Course
-    """EV; of the thermostat."""
+    """Of the thermostat, eV."""
     pressure: Course
-    """EV/Å³; of the barostat."""
+    """Of the barostat, eV/Å³."""
     seeds: Sequence[int]
     """Of the noise, for each system: alone it sees the same noise as in a batch."""
     mobile: Tensor | None = None
@@ -78,8 +78,8 @@ class Dynamics(NamedTuple):
             sizes = torch.bincount(state.system.system).tolist()
             parts = zip(self.seeds, like.split(sizes), strict=True)
             normals = torch.cat([noise(seed, state.step, draws, p) for seed, p in parts], 1)
-        if self.mobile is not None:
-            normals = normals * self.mobile
+        if self.mobile is not None and not self.integrator.keeps_momentum:
+            normals = normals * self.mobile  # the others scale momenta, of which there are none
         return Surroundings(normals, self.kT(state.step), self.pressure(state.step))
 
     def step(self, state: State, neighbors: Neighbors) -> State:

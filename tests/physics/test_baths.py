@@ -10,6 +10,7 @@ import ase
 import numpy as np
 import pytest
 import torch
+from oracles import LennardJones
 from torch import Tensor
 
 from mdlearn.atoms import to_system
@@ -21,10 +22,19 @@ from mdlearn.integrators import (
     conserved_energy,
     csvr,
     kinetic_energy,
+    langevin,
     martyna_tobias_klein,
     nose_hoover,
 )
-from mdlearn.simulate import maxwell_boltzmann, noise
+from mdlearn.simulate import (
+    Dynamics,
+    Snapshot,
+    maxwell_boltzmann,
+    noise,
+    piecewise_linear,
+    simulate,
+    start,
+)
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system, volume
 
 SIGMAS = 4.0
@@ -125,6 +135,30 @@ def test_csvr_counts_only_what_moves() -> None:
     assert_gamma(kinetic, 4.5, KT)
     last = states[-1]
     assert sum_by_system(last.momenta, last.system).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("name", ["csvr", "langevin"])
+def test_held_atoms_do_not_count(name: str) -> None:
+    """Two of three atoms are held, the first one among them; the third has 3 kT/2."""
+    system = gas(150, 3, 9.0)
+    mobile = (torch.arange(450) % 3 == 2).to(torch.float64)[:, None]
+    kT = piecewise_linear([(0, KT)], system)
+    potential = LennardJones((1, 8), {1: 0.0, 8: 0.0}, cutoff=1.0, epsilon=0.0).double()
+    integrator = csvr(0.05, 0.05) if name == "csvr" else langevin(0.05, 10.0)
+    dynamics = Dynamics(potential, integrator, kT, kT, range(150), mobile)
+    momenta = maxwell_boltzmann(system, KT, range(150), mobile)
+    first = start(dynamics, system, momenta)
+    assert first.state.freedom.unique().tolist() == [3.0]
+    kinetic: list[Tensor] = []
+
+    def observe(snapshot: Snapshot) -> bool:
+        kinetic.append(kinetic_energy(snapshot.state))
+        return True
+
+    last = simulate(dynamics, first, steps=60, every=10, observe=observe)
+    assert_gamma(torch.stack(kinetic), 1.5, KT)
+    moved = (last.state.system.positions - system.positions).abs().amax(1) > 0.0
+    assert torch.equal(moved, mobile[:, 0] > 0.0)
 
 
 @pytest.mark.parametrize("flexible", [False, True])
