@@ -114,7 +114,7 @@ class TrainConfig(Config):
     patience: int | None = Field(
         None,
         ge=1,
-        description="stop after so many epochs without progress [default: a third of all]",
+        description="stop after so many epochs without progress [default: never]",
     )
     batch_size: int | None = Field(
         None, ge=1, description="frames per step [default: about 110 atoms]"

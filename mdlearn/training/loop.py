@@ -67,7 +67,8 @@ class Schedule(NamedTuple):
     budget_s: float
     """Seconds; only looked at when `epochs` is None."""
     patience: int | None
-    """Epochs without a better validation loss before stopping; None: a third of all."""
+    """Epochs without a better validation loss before stopping; None: never, since what small steps
+    bring at the end of a schedule, energies above all, is not seen before."""
     batch_size: int | None
     """Frames per step; None: about `ATOMS_PER_BATCH` atoms."""
     learning_rate: float
@@ -159,8 +160,8 @@ class Training:
     def settled(self) -> bool:
         """Whether the validation loss has not become lower for as long as patience lasts."""
         best = max((each.epoch for each in self.history if each.best), default=0)
-        patience = self.schedule.patience or math.ceil(self.epochs / 3)
-        return len(self.history) - best >= patience
+        patience = self.schedule.patience
+        return patience is not None and len(self.history) - best >= patience
 
     def save(self, path: Path) -> None:
         """Writes everything to a file, whole or not at all.

@@ -54,5 +54,6 @@ def assemble(device: torch.device) -> Iterator[Team]:
     processes.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Team(processes.get_rank(), size)
+        processes.barrier()  # who leaves while others still send takes them down
     finally:
         processes.destroy_process_group()
