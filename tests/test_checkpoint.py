@@ -193,12 +193,17 @@ def test_header_that_makes_no_sense_is_an_error(
         load_model(path)
 
 
-@pytest.mark.parametrize("version", [2, 99, None, "1"])
-def test_other_version_is_an_error(model_path: Path, tmp_path: Path, version: object) -> None:
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(1, "train again"), (99, "upgrade"), (None, "upgrade"), ("1", "upgrade")],
+)
+def test_other_version_is_an_error(
+    model_path: Path, tmp_path: Path, version: object, remedy: str
+) -> None:
     path = edit(
         model_path, lambda header: header.update(format_version=version), tmp_path / "newer"
     )
-    with pytest.raises(ModelError, match=r"newer: model format .* upgrade"):
+    with pytest.raises(ModelError, match=f"newer: model format .* {remedy}"):
         load_model(path)
 
 

@@ -32,7 +32,7 @@ every_triple = pytest.mark.parametrize(
 
 def harmonics(directions: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
     """Those of one degree, (n, 2 l + 1)."""
-    values = SphericalHarmonics(max(degree, 1))(torch.from_numpy(directions)).numpy()
+    values = SphericalHarmonics(max(degree, 1))(torch.from_numpy(directions))[0].numpy()
     return np.asarray(values[:, degree**2 : (degree + 1) ** 2])
 
 
@@ -68,9 +68,27 @@ def test_harmonics_rotate_among_themselves(degree: int) -> None:
 
 
 def test_no_direction_has_no_harmonics_but_the_constant() -> None:
-    values = SphericalHarmonics(LARGEST_DEGREE)(torch.zeros(1, 3, dtype=torch.float64))
+    values, _ = SphericalHarmonics(LARGEST_DEGREE)(torch.zeros(1, 3, dtype=torch.float64))
     assert values.tolist() == [[1.0] + [0.0] * 15]
     assert len(degrees(LARGEST_DEGREE)) == values.shape[1]
+
+
+@every_degree
+def test_slopes_are_differences_along_the_sphere(degree: int) -> None:
+    u, h = directions(), 1e-5
+    block = slice(degree**2, (degree + 1) ** 2)
+    slopes = SphericalHarmonics(LARGEST_DEGREE)(torch.from_numpy(u))[1][..., block].numpy()
+    norm = math.sqrt(max(1, degree * (degree + 1)))
+    for axis in np.eye(3):
+        tangent = axis - u * (u @ axis)[:, None]
+        ahead, behind = ((u + sign * h * tangent) for sign in (1.0, -1.0))
+        ahead, behind = (each / np.linalg.norm(each, axis=1)[:, None] for each in (ahead, behind))
+        expected = (harmonics(ahead, degree) - harmonics(behind, degree)) / (2 * h * norm)
+        assert np.abs(slopes.transpose(0, 2, 1) @ axis - expected).max() < 1e-8
+    points, weights = (torch.from_numpy(each) for each in sphere_grid())
+    _, slopes_there = SphericalHarmonics(LARGEST_DEGREE)(points)
+    mean = (weights[:, None] * slopes_there[..., block].square().sum(1)).sum(0)
+    assert (mean - float(degree > 0)).abs().max() < 1e-14
 
 
 def test_there_is_no_degree_four() -> None:

@@ -28,7 +28,7 @@ from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.system import System
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³, positive pulls inward"}
 DAMAGE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError)
 """What a header raises that is JSON, but not ours."""
@@ -141,9 +141,11 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     header, weights = _read(path)
     version = header.get("format_version")
     if version != FORMAT_VERSION:
+        older = isinstance(version, int) and version < FORMAT_VERSION
+        remedy = "train again" if older else "upgrade with `pip install -U mdlearn`"
         raise ModelError(
             f"{path}: model format {version}; this version of mdlearn reads {FORMAT_VERSION}:"
-            " upgrade with `pip install -U mdlearn`"
+            f" {remedy}"
         )
     if header.get("weights_sha256") != _hash(weights):
         raise ModelError(

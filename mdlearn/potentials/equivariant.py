@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.network import EUCLIDEAN, Network, Representation, Settings, Size
-from mdlearn.potentials.pairs import ChebyshevBasis, envelope, exchange, gather
+from mdlearn.potentials.pairs import ChebyshevBasis, envelope, exchange
 from mdlearn.potentials.spherical import (
     SphericalHarmonics,
     clebsch_gordan,
@@ -22,12 +22,15 @@ from mdlearn.potentials.spherical import (
 
 DEGREE = 3
 """Of the spherical harmonics. Products of three of them are what the grid integrates exactly."""
-DAMPING = 0.5
-"""Harmonics of degree l count 1/(1 + l/2): what is learned first is smooth in the angles. On 450
-frames of 3BPA that takes 5 % off the error of forces."""
+DAMPING = 1.0
+"""Harmonics of degree l count 1/(1 + l): what is learned first is smooth in the angles. On 200
+frames of rMD17 ethanol that takes 2 % off the error of forces, against 1/(1 + l/2)."""
 SMOOTHNESS = 4.0
 """Radial functions of frequency b count 1/(1 + (b/4)²), for the same reason. On 75 frames of 3BPA
 that takes 8 % off after 2,850 steps; on 150 frames, which tell more, nothing after 3,400."""
+NEAR = 0.6
+"""Share of the cutoff at which a neighbor counts one; elsewhere it counts as 1/r: what is near says
+more. On 200 frames of rMD17 ethanol that takes 11 % off the error of forces."""
 
 
 class Equivariant(Network):
@@ -49,10 +52,13 @@ class Equivariant(Network):
     Nat. Commun. 13, 2453, 2022) at the price of a scalar message, with the products of densities
     of MACE (I. Batatia et al., NeurIPS 2022, arXiv:2206.07697) after it. A value on the line
     between two atoms is the same however the function is turned about that line. What tells a
-    torsion is across it, and so every atom also shows its vectors (the step from m = 0 to m = ±1
-    in S. Passaro, C. L. Zitnick, ICML 2023, arXiv:2302.03655):
+    torsion is across it, and so every atom also says how its function rises there, ∇ being the
+    slope on the sphere, a vector across the line:
 
-        A'[n, 1m, c] += sum_k R'_c(r_k) v_j[m, c]
+        A'[n, lm, c] += sum_k R'_c(r_k) ∇Y_lm(r_k/|r_k|) · ∇s'_jc(-r_k/|r_k|)
+
+    Seen along the line, values are the part of the tensor product with m = 0, and slopes that with
+    m = ±1 (S. Passaro, C. L. Zitnick, ICML 2023, arXiv:2302.03655).
     """
 
     sizes: ClassVar[Mapping[str, Size]] = {
@@ -101,19 +107,22 @@ class Equivariant(Network):
         self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> Representation:
         """Invariants of all layers, and the vectors of the last; see `Network`."""
-        harmonics = self.damping * self.harmonics(r / distance[..., None])  # (n_atoms, K, M)
+        harmonics, slopes = self.harmonics(r / distance[..., None])
+        harmonics = self.damping * harmonics  # (n_atoms, K, M)
+        slopes = (self.damping * slopes).flatten(1, 2)  # (n_atoms, 3K, M)
         basis = self.smoothness * self.basis(distance)  # (n_atoms, K, B)
-        basis = basis * envelope(distance, self.cutoff)[..., None]
+        u = distance / self.cutoff
+        near = NEAR * (u.square() + 0.01).rsqrt()  # finite where two atoms coincide
+        basis = basis * (near * envelope(distance, self.cutoff))[..., None]
         element = self.one_hot[index][neighbors.j]  # (n_atoms, K, Z)
         pairs = (basis[..., None] * element[:, :, None]).flatten(2)  # (n_atoms, K, BZ)
-        near = self._sum(harmonics, pairs)  # (M, n_atoms, BZ)
-        invariants, functions = self.products[0](near, index)
+        seen = self.norm * sum_over_neighbors(harmonics, pairs)  # (M, n_atoms, BZ)
+        invariants, functions = self.products[0](seen, index)
         scalars = [invariants]
         for message, product in zip(self.messages, self.products[1:], strict=True):
-            heard, seen = message(invariants, functions, index, harmonics, basis, neighbors)
-            told = self._sum(harmonics, heard)  # (M, n_atoms, F)
-            told = torch.cat([told[:1], told[1:4] + self.norm * seen, told[4:]])
-            density = torch.cat([near, told], -1)  # (M, n_atoms, BZ + F)
+            told = message(invariants, functions, index, harmonics, slopes, basis, neighbors)
+            told = self.norm * told  # (M, n_atoms, F)
+            density = torch.cat([seen, told], -1)  # (M, n_atoms, BZ + F)
             invariants, functions = product(density, index)
             scalars.append(invariants)
         # The harmonics of degree 1 are y, z and x.
@@ -129,10 +138,10 @@ class Equivariant(Network):
         near = weight[:, : radial * n_species].view(DEGREE + 1, radial, n_species, -1)
         return near.movedim(2, 0), weight[:, radial * n_species :]
 
-    def _sum(self, harmonics: Tensor, pairs: Tensor) -> Tensor:
-        """The sum over neighbors: (n_atoms, K, M), (n_atoms, K, C) -> (M, n_atoms, C)."""
-        total = torch.bmm(harmonics.transpose(1, 2), pairs)  # (n_atoms, M, C)
-        return total.transpose(0, 1) * self.norm
+
+def sum_over_neighbors(harmonics: Tensor, pairs: Tensor) -> Tensor:
+    """(n_atoms, K, M), (n_atoms, K, C) -> (M, n_atoms, C)."""
+    return torch.bmm(harmonics.transpose(1, 2), pairs).transpose(0, 1)
 
 
 class LinearByDegree(nn.Module):
@@ -166,7 +175,7 @@ class Product(nn.Module):
     def __init__(self, channels: int, features: int, n_species: int, chiral: bool) -> None:
         super().__init__()
         points, weights = (torch.from_numpy(each) for each in sphere_grid())
-        harmonics = SphericalHarmonics(DEGREE)(points)  # (P, M)
+        harmonics, _ = SphericalHarmonics(DEGREE)(points)  # (P, M)
         self.evaluate: Tensor
         self.project: Tensor
         self.register_buffer("evaluate", harmonics, persistent=False)
@@ -201,12 +210,11 @@ class Product(nn.Module):
 
 
 class Message(nn.Module):
-    """What atoms tell their neighbors: values of functions of the direction, and vectors."""
+    """What atoms tell their neighbors: values and slopes of functions of the direction."""
 
     def __init__(self, features: int, kinds: int, radial: int, n_species: int) -> None:
         super().__init__()
-        self.speak = LinearByDegree(kinds * features, features)
-        self.show = nn.Linear(kinds * features, features, bias=False)
+        self.speak = LinearByDegree(kinds * features, 2 * features)
         self.gate = nn.Linear((kinds + 1) * features, 2 * features)
         self.element = nn.Parameter(torch.randn(n_species, 2 * features))
         self.radial = nn.Linear(radial, 2 * features, bias=False)
@@ -217,33 +225,36 @@ class Message(nn.Module):
         functions: Tensor,
         index: Tensor,
         harmonics: Tensor,
+        slopes: Tensor,
         basis: Tensor,
         neighbors: Neighbors,
-    ) -> tuple[Tensor, Tensor]:
-        """What each atom receives of its neighbors, times functions of their distances.
+    ) -> Tensor:
+        """The density of what each atom hears from its neighbors.
 
         Args:
             invariants: (n_atoms, (kinds + 1) F).
             functions: (M, n_atoms, kinds F).
             index: (n_atoms,) ranks of the elements.
             harmonics: (n_atoms, K, M) of the directions to the neighbors.
+            slopes: (n_atoms, 3K, M), of the harmonics there.
             basis: (n_atoms, K, B) of the distances, zero at the cutoff.
             neighbors: the pairs.
 
         Returns:
-            (n_atoms, K, F) of each neighbor, and (3, n_atoms, F) of all of them, as y, z, x.
+            (M, n_atoms, F).
         """
         element = self.element[index]  # (n_atoms, 2F)
-        spoken_gate, shown_gate = (silu(self.gate(invariants)) + element).chunk(2, -1)
-        spoken_radial, shown_radial = self.radial(basis).chunk(2, -1)  # (n_atoms, K, F)
-        spoken = self.speak(functions) * spoken_gate
+        spoken = self.speak(functions) * (silu(self.gate(invariants)) + element)  # (M, n_atoms, 2F)
         # Every atom says its element, too, whatever is around it.
-        spoken = torch.cat([spoken[:1] + element.chunk(2, -1)[0], spoken[1:]])  # (M, n_atoms, F)
-        said = torch.bmm(harmonics, spoken.transpose(0, 1))  # (n_atoms, K, F)
-        shown = self.show(functions[1:4]) * shown_gate  # (3, n_atoms, F)
-        pairs = gather(shown.transpose(0, 1).flatten(1), neighbors)  # (n_atoms, K, 3F)
-        seen = (pairs.unflatten(-1, (3, -1)) * shown_radial[:, :, None]).sum(1)  # (n_atoms, 3, F)
-        return exchange(said * spoken_radial, neighbors), seen.transpose(0, 1)
+        spoken = torch.cat([spoken[:1] + element, spoken[1:]])
+        level, rising = spoken.transpose(0, 1).chunk(2, -1)  # (n_atoms, M, F)
+        level_radial, rising_radial = self.radial(basis).chunk(2, -1)  # (n_atoms, K, F)
+        value = torch.bmm(harmonics, level) * level_radial  # (n_atoms, K, F)
+        slope = torch.bmm(slopes, rising).unflatten(1, (-1, 3))  # (n_atoms, K, 3, F)
+        slope = slope * rising_radial[:, :, None]
+        heard = exchange(value, neighbors)
+        felt = exchange(slope.flatten(2), neighbors).view_as(slope).flatten(1, 2)
+        return sum_over_neighbors(harmonics, heard) + sum_over_neighbors(slopes, felt)
 
 
 def _cross() -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

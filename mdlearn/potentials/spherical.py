@@ -14,7 +14,7 @@ equivariant (S. Luo, T. Chen, A. S. Krishnapriyan, ICLR 2024, arXiv:2401.10216).
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ def degrees(largest: int) -> list[int]:
 
 
 def _tensor(rank: int, terms: dict[str, float]) -> Array:
-    """The coefficients of a polynomial like {"xxz": 1.0}, as a vector over all products of axes."""
+    """The coefficients of a polynomial like {"xxz": 1.0}, as a symmetric tensor."""
     tensor = np.zeros((3,) * rank)
     for axes, coefficient in terms.items():
-        tensor[tuple("xyz".index(axis) for axis in axes)] += coefficient
-    return tensor.ravel()
+        orders = list(permutations("xyz".index(axis) for axis in axes))
+        for order in orders:
+            tensor[order] += coefficient / len(orders)
+    return tensor
 
 
 _R3, _R5, _R7, _R15, _R105 = (math.sqrt(n) for n in (3, 5, 7, 15, 105))
@@ -69,7 +71,9 @@ real ones, times √4π)."""
 class SphericalHarmonics(nn.Module):
     """Real spherical harmonics of directions, up to a degree.
 
-    They are homogeneous polynomials, so that the zero vector gives zeros (and one for l = 0).
+    They are homogeneous polynomials P(u), kept as symmetric tensors. Euler's theorem, u · ∇P = l P,
+    gives the values once there are the gradients, and these the slopes ∇P - l P u on the sphere.
+    The zero vector has zeros (and one for l = 0) for values.
     """
 
     def __init__(self, largest: int) -> None:
@@ -77,20 +81,32 @@ class SphericalHarmonics(nn.Module):
         if not 0 <= largest <= LARGEST_DEGREE:
             raise ValueError(f"degree {largest}; there are harmonics up to {LARGEST_DEGREE}")
         for degree in range(1, largest + 1):
-            rows = [_tensor(degree, terms) for terms in _POLYNOMIALS[degree - 1]]
-            matrix = torch.from_numpy(np.stack(rows, 1))
-            self.register_buffer(f"polynomials_{degree}", matrix, persistent=False)
+            tensors = [_tensor(degree, terms) for terms in _POLYNOMIALS[degree - 1]]
+            gradient = degree * np.stack(tensors, -1).reshape(3 ** (degree - 1), -1)
+            self.register_buffer(f"gradient_{degree}", torch.from_numpy(gradient), persistent=False)
         self.largest = largest
 
-    def forward(self, direction: Tensor) -> Tensor:
-        """Unit vectors (n_atoms, K, 3) -> (n_atoms, K, (largest + 1)²)."""
+    def forward(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and slopes: how they change along the sphere.
+
+        Args:
+            direction: (n_atoms, K, 3), unit vectors.
+
+        Returns:
+            (n_atoms, K, M) and (n_atoms, K, 3, M) with M = (largest + 1)²; slopes are divided by
+            √(l(l + 1)), so that the mean of their squares over the sphere is one, too.
+        """
+        u = direction[..., None]  # (n_atoms, K, 3, 1)
         powers = torch.ones_like(direction[..., :1])
-        harmonics = [powers]
+        values, slopes = [powers], [torch.zeros_like(u)]
         for degree in range(1, self.largest + 1):
+            matrix: Tensor = getattr(self, f"gradient_{degree}")
+            gradient = (powers @ matrix).unflatten(-1, (3, -1))  # (n_atoms, K, 3, 2l + 1)
+            outward = (gradient * u).sum(-2)
+            values.append(outward / degree)
+            slopes.append((gradient - u * outward[..., None, :]) * (degree * (degree + 1)) ** -0.5)
             powers = (powers[..., None] * direction[..., None, :]).flatten(-2)
-            matrix: Tensor = getattr(self, f"polynomials_{degree}")
-            harmonics.append(powers @ matrix)
-        return torch.cat(harmonics, -1)
+        return torch.cat(values, -1), torch.cat(slopes, -1)
 
 
 def sphere_grid() -> tuple[Array, Array]:

@@ -68,7 +68,7 @@ class Unconstrained(Network):
         self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> Representation:
         """What the interactions changed in the features of each atom; see `Network`."""
-        harmonics = self.harmonics(r / distance[..., None])  # (n_atoms, K, M)
+        harmonics, _ = self.harmonics(r / distance[..., None])  # (n_atoms, K, M)
         basis = self.basis(distance)  # (n_atoms, K, B)
         functions = (basis[..., None] * harmonics[:, :, None]).flatten(2)  # (n_atoms, K, BM)
         smooth = envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, 1)
