@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
@@ -75,6 +76,22 @@ class TestTrain:
             for name in ("run", "again")
         )
         assert first["valid_loss"].tolist() == second["valid_loss"].tolist()
+
+    def test_says_what_was_settled_and_keeps_it(self, here: Path, run: Run) -> None:
+        train = ["train", "frames.xyz", "--epochs", "2", "--features", "8", "--output"]
+        code, _, err = run(*train, "usual")
+        assert code == 0
+        said = " ".join(err.split())
+        assert "cutoff 5.0 Å: 8 neighbors per atom (the usual radius; --cutoff changes it)" in said
+        assert "batch 110 atoms per step (about enough; --batch-atoms changes it)" in said
+        assert "length 2 epochs (as given)" in said
+        kept = tomllib.loads((here / "usual" / "config.toml").read_text())
+        assert (kept["cutoff"], kept["batch_atoms"], kept["budget"]) == (5.0, 110, 20.0)
+        code, _, err = run(*train, "other", "--cutoff", "4.25", "--batch-size", "5")
+        said = " ".join(err.split())
+        assert "cutoff 4.25 Å: 8 neighbors per atom (as given)" in said
+        assert "batch 5 frames per step (as given)" in said
+        assert tomllib.loads((here / "other" / "config.toml").read_text())["cutoff"] == 4.25
 
     def test_learns(self, work: Path) -> None:
         metrics = np.genfromtxt(work / "run" / "metrics.csv", delimiter=",", names=True)

@@ -6,17 +6,23 @@ import math
 from importlib.resources import files
 from itertools import pairwise
 
+import ase
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk, fcc111, molecule
+from ase.neighborlist import neighbor_list
 
-from mdlearn.atoms import Frame, Labels, read_frames
+from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
 from mdlearn.errors import UnstableError
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import (
+    USUAL_CUTOFF,
+    Cutoff,
     Example,
     average_neighbors,
+    choose_cutoff,
     concatenate,
     deal,
     find_species,
@@ -98,6 +104,60 @@ class TestReferenceEnergies:
         mean = np.mean([float(frame.labels.energy) for frame in frames])
         total = sum(reference.energies[z] for z in frames[0].system.numbers.tolist())
         assert total == pytest.approx(mean, abs=1e-8)
+
+
+class TestCutoff:
+    @staticmethod
+    def choose(*structures: ase.Atoms) -> Cutoff:
+        examples = []
+        for atoms in structures:
+            atoms.info["energy"] = 0.0
+            labels = find_labels(atoms, Keys("energy", None, None, None), "")
+            examples.append(make_example(Frame("", to_system(atoms), labels), USUAL_CUTOFF))
+        return choose_cutoff(examples)
+
+    @pytest.mark.parametrize(
+        ("atoms", "radius"),
+        [
+            (bulk("Si"), 5.0),
+            (bulk("Cu"), 5.2),
+            (bulk("NaCl", "rocksalt", a=5.64), 5.7),
+            (bulk("Mo"), 5.5),
+            (bulk("Pb"), 7.1),
+            (bulk("Mg"), 6.4),
+            (bulk("Po", "sc", a=3.35), 6.7),
+            (bulk("Cs"), 10.0),
+            (bulk("C"), 4.6),
+        ],
+        ids=lambda each: each.get_chemical_formula() if isinstance(each, ase.Atoms) else "",
+    )
+    def test_of_solids_holds_two_shells_and_not_too_many(
+        self, atoms: ase.Atoms, radius: float
+    ) -> None:
+        found = self.choose(atoms)
+        assert found.radius == radius
+        distances = neighbor_list("d", atoms, found.radius)
+        assert 25 <= len(distances) / len(atoms) <= 70
+        first = distances.min()
+        assert (distances > 1.1 * first).sum() / len(atoms) >= 6  # of the second shell
+        if radius < 5.0:
+            assert "would hold" in found.reason
+        elif radius > 5.0:
+            assert f"twice the {min(first, 5.0):.2f} Å" in found.reason
+
+    def test_of_molecules_and_water_is_the_usual_one(self) -> None:
+        for name in ("ethanol", "water"):
+            frames = read_frames(str(files("mdlearn.data") / f"{name}.xyz"))[0][:5]
+            examples = [make_example(frame, USUAL_CUTOFF) for frame in frames]
+            assert choose_cutoff(examples) == (5.0, "the usual radius")
+        assert self.choose(molecule("C60"), molecule("CH4")).radius == 5.0
+
+    def test_vacuum_makes_no_difference(self) -> None:
+        slab = fcc111("Pb", (2, 2, 4), vacuum=20.0)
+        assert self.choose(slab).radius == self.choose(bulk("Pb")).radius
+        boxed = molecule("CH3CH2OH", vacuum=15.0)
+        boxed.pbc = True
+        assert self.choose(boxed).radius == 5.0
 
 
 class TestData:

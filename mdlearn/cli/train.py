@@ -12,7 +12,7 @@ from mdlearn.cli.console import Line, err, hms, interruptible, out
 from mdlearn.cli.options import verb
 from mdlearn.training.comparison import digits
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.loop import ATOMS_PER_BATCH, Epoch
+from mdlearn.training.loop import Epoch
 from mdlearn.training.loss import Errors
 from mdlearn.training.run import Result, Start, Watcher, train
 
@@ -70,14 +70,17 @@ def _describe(start: Start) -> None:
     err.print(
         f"network     {network.settings.architecture}, {weights:,} weights"
         + (f" ({frozen:,} frozen)" if frozen else "")
-        + f", cutoff {network.cutoff} Å,"
-        f" {network.settings.average_neighbors:.1f} neighbors per atom"
     )
+    why = start.reasons
+    heard = f"{network.settings.average_neighbors:.0f} neighbors per atom"
+    err.print(f"cutoff      {network.cutoff} Å: {heard} ({why['cutoff']})")
     if start.old:
         err.print(f"start       the weights of {config.from_}")
     length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:.3g} min"
-    size = f"{config.batch_size} frames" if config.batch_size else f"{ATOMS_PER_BATCH} atoms"
-    err.print(f"training    {length}, {size} per step, seed {config.seed}")
+    size = f"{config.batch_size} frames" if config.batch_size else f"{config.batch_atoms} atoms"
+    err.print(f"batch       {size} per step ({why['batch']})")
+    err.print(f"length      {length} ({why['length']})")
+    err.print(f"seed        {config.seed}")
     if training.history:
         err.print(f"resumed     after {len(training.history)} epochs")
 

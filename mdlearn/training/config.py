@@ -29,6 +29,8 @@ MODELS = (
 """The names of `potentials.architectures`, without the weight of importing them."""
 WITHOUT_PARAMETERS = {"zbl"}
 """Those that only make sense as a part of a sum."""
+ATOMS_PER_BATCH = 110
+"""About so many see enough of the surface for a step, and not more than is worth one."""
 
 
 def _check_model(name: str) -> str:
@@ -93,7 +95,13 @@ class TrainConfig(Config):
         "equivariant", description=f"one of {', '.join(MODELS)}; or a sum, as in equivariant+zbl"
     )
     size: Literal["small", "medium", "large"] = Field("medium", description="of the network")
-    cutoff_A: float = Field(5.0, gt=0.5, le=20, alias="cutoff", description="how far atoms see, Å")  # noqa: N815
+    cutoff_A: float | None = Field(  # noqa: N815
+        None,
+        gt=0.5,
+        le=20,
+        alias="cutoff",
+        description="how far atoms see, Å [default: 5.0, or what suits looser and denser solids]",
+    )
     features: int | None = Field(None, ge=1, description="width of the network, instead of --size")
     interactions: int | None = Field(None, ge=1, description="interaction blocks, likewise")
     radial: int | None = Field(None, ge=2, description="radial functions, likewise")
@@ -116,8 +124,9 @@ class TrainConfig(Config):
         ge=1,
         description="stop after so many epochs without progress [default: never]",
     )
+    batch_atoms: int = Field(ATOMS_PER_BATCH, ge=1, description="atoms per step, about")
     batch_size: int | None = Field(
-        None, ge=1, description="frames per step [default: about 110 atoms]"
+        None, ge=1, description="frames per step, instead of --batch-atoms"
     )
     learning_rate: float | None = Field(
         None, gt=0, description="largest step size of the optimizer [default: the network's own]"

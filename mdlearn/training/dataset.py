@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar, overload
 
@@ -21,6 +22,10 @@ from mdlearn.training.team import ALONE, Team
 
 SAMPLE = 5000
 """Frames that are enough for an average."""
+USUAL_CUTOFF = 5.0
+"""Å. Holds a molecule of ten atoms, 50 neighbors in water, and 26 to 54 in most metals."""
+MOST_NEIGHBORS = 70
+"""More cost more than they teach; the densest organic crystals have 68 within 5 Å."""
 WALL_MARGIN = 0.92
 """Where the wall begins, as a share of the shortest distance among the training frames. Closer to
 one it stands in the way of hotter dynamics than the training frames': with 0.97 it was most of the
@@ -157,6 +162,15 @@ class Batches:
             yield batch
 
 
+class Cutoff(NamedTuple):
+    """How far atoms see, and why."""
+
+    radius: float
+    """Å."""
+    reason: str
+    """For people."""
+
+
 class ReferenceEnergies(NamedTuple):
     """Energies of the isolated atoms, and how they were found."""
 
@@ -254,10 +268,10 @@ def force_scale(frames: Sequence[Frame]) -> float:
 Item = TypeVar("Item")
 
 
-def sample(items: Sequence[Item]) -> Iterator[Item]:
-    """As many items as a statistic needs, evenly spread over all."""
+def sample(items: Sequence[Item], team: Team = ALONE) -> Iterator[Item]:
+    """As many items as a statistic needs, evenly spread over all; the share of this process."""
     stride = -(-len(items) // SAMPLE)
-    return (items[index] for index in range(0, len(items), max(1, stride)))
+    return (items[index] for index in team.share(range(0, len(items), max(1, stride))))
 
 
 def average_neighbors(examples: Sequence[Example]) -> float:
@@ -267,6 +281,39 @@ def average_neighbors(examples: Sequence[Example]) -> float:
         pairs += int(each.neighbors.valid.sum())
         atoms += len(each.system.numbers)
     return max(1.0, pairs / atoms)
+
+
+def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
+    """How far atoms should see: `USUAL_CUTOFF`, and in loose or dense solids what suits these.
+
+    In a loose one it is twice the mean distance d of nearest neighbors. That holds two shells and
+    26 to 58 neighbors in simple cubic, body-centered, face-centered, hexagonal and diamond lattices
+    alike, and it does not depend on the vacuum around a slab or a molecule, as a density would. In
+    a dense one it is the radius that holds `MOST_NEIGHBORS`.
+
+    Args:
+        examples: the frames, with neighbors within `USUAL_CUTOFF`.
+        team: the processes among which they are shared out.
+
+    Returns:
+        A multiple of 0.1 Å.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)  # of nearest distances, of pairs, of atoms
+    for each in sample(examples, team):
+        distance = pair_vectors(each.system, each.neighbors).norm(dim=2)
+        nearest = distance.amin(1).clamp_max(USUAL_CUTOFF)  # padding is farther away
+        sums[0] += nearest.sum().cpu()
+        sums[1] += each.neighbors.valid.sum().cpu()
+        sums[2] += len(nearest)
+    nearest, pairs, atoms = team.add(sums).tolist()
+    d, n = nearest / atoms, pairs / atoms
+    dense = USUAL_CUTOFF * min(1.0, MOST_NEIGHBORS / max(n, 1.0)) ** (1 / 3)
+    radius = max(math.ceil(20.0 * d - 1e-6), math.floor(10.0 * dense)) / 10.0
+    if radius > USUAL_CUTOFF:
+        return Cutoff(radius, f"twice the {d:.2f} Å between nearest neighbors")
+    if radius < USUAL_CUTOFF:
+        return Cutoff(radius, f"{USUAL_CUTOFF} Å would hold {n:.0f}")
+    return Cutoff(radius, "the usual radius")
 
 
 def closest_distances(

@@ -23,6 +23,7 @@ from mdlearn.potentials.checkpoint import DAMAGE
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
+from mdlearn.training.config import ATOMS_PER_BATCH
 from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import (
     Errors,
@@ -44,9 +45,6 @@ On 450 frames of 3BPA, 40 epochs, a weight that rises to 25 in step with the cos
 meV/Å, a constant one 17 and a tenth of it 16."""
 ENERGY_RISE = 4
 """Power of the progress that it rises with: late, when the learning rate is nearly zero."""
-
-ATOMS_PER_BATCH = 110
-"""About so many see enough of the surface for a step, and not more than is worth one."""
 
 BETAS = (0.9, 0.98)
 """Memory of Adam for gradients and their squares. A long one for the squares, as is customary,
@@ -70,11 +68,13 @@ class Schedule(NamedTuple):
     """Epochs without a better validation loss before stopping; None: never, since what small steps
     bring at the end of a schedule, energies above all, is not seen before."""
     batch_size: int | None
-    """Frames per step; None: about `ATOMS_PER_BATCH` atoms."""
+    """Frames per step; None: as many as have about `batch_atoms` atoms."""
     learning_rate: float
     ema: float
     """Decay of the running average of the weights, per step."""
     seed: int
+    batch_atoms: int = ATOMS_PER_BATCH
+    """Atoms per step, where `batch_size` is None."""
 
 
 class Epoch(NamedTuple):
@@ -266,7 +266,11 @@ def fit(
     """
     schedule, network = training.schedule, training.network
     sizes = np.array(find_sizes(train))
-    costs, limit = (np.ones_like(sizes), schedule.batch_size) if schedule.batch_size else (sizes, 0)
+    costs, limit = (
+        (np.ones_like(sizes), schedule.batch_size)
+        if schedule.batch_size
+        else (sizes, schedule.batch_atoms)
+    )
     began = time.monotonic() - training.seconds
     saved = time.monotonic()
 
@@ -280,7 +284,7 @@ def fit(
     while not training.finished():
         epoch = len(training.history)
         order = np.random.default_rng([schedule.seed, epoch]).permutation(len(train))
-        groups = deal(order, costs, limit or ATOMS_PER_BATCH)
+        groups = deal(order, costs, limit)
         stop = False
         for step in range(len(training.losses), len(groups)):
             total = training.epochs * len(groups)

@@ -26,12 +26,15 @@ from mdlearn.potentials.architectures import default_size, learning_rate, make_p
 from mdlearn.potentials.checkpoint import Claim, Model, add_certificate, load_model, save_model
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
-from mdlearn.training.config import TrainConfig
+from mdlearn.training.config import ATOMS_PER_BATCH, TrainConfig
 from mdlearn.training.dataset import (
+    USUAL_CUTOFF,
     Batches,
+    Cutoff,
     Example,
     Examples,
     average_neighbors,
+    choose_cutoff,
     closest_distances,
     find_species,
     fit_reference_energies,
@@ -42,7 +45,7 @@ from mdlearn.training.dataset import (
     split_frames,
 )
 from mdlearn.training.finetune import SLOWER, adapt, freeze
-from mdlearn.training.loop import ATOMS_PER_BATCH, Epoch, Schedule, Training, fit
+from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.team import Team, assemble
 
@@ -76,6 +79,9 @@ class Start(NamedTuple):
 
     folder: Path
     config: TrainConfig
+    """With what was settled for it."""
+    reasons: dict[str, str]
+    """Why cutoff, batch and length are what they are, for people."""
     data: Data
     sha256: str
     """Of the file of the frames."""
@@ -212,7 +218,7 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> Start:
         make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
         # A training may be resumed from another folder.
         inputs = {name: value.resolve() for name, value in config if isinstance(value, Path)}
-        stored = config.model_copy(update={**inputs, "output": folder})
+        stored = start.config.model_copy(update={**inputs, "output": folder})
         write_atomically(folder / "config.toml", to_toml(stored).encode())
     return start
 
@@ -231,6 +237,8 @@ def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
         )
     stored = resolve(TrainConfig, folder / "config.toml", {"device": config.device})
     start = _set_up(stored, folder, device, team)
+    before = f"as in {folder / 'config.toml'}"
+    start = start._replace(reasons=dict.fromkeys(start.reasons, before))
     # One that was stopped before it was ever saved begins again.
     if (folder / STATE).is_file():
         start.training.load(folder / STATE)
@@ -239,24 +247,27 @@ def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
 
 def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team) -> Start:
     """The frames, the network and the schedule that a configuration asks for."""
-    assert config.frames is not None
+    frames = config.frames
+    assert frames is not None
     data = read_data(config)
     torch.manual_seed(config.seed)
     dtype = PRECISIONS[config.precision]
     model = load_model(config.from_, dtype) if config.from_ else None
-    cutoff = model.network.cutoff if model else config.cutoff_A
-    examples = Examples(data.train, cutoff, device)
+    cutoff, examples = _see(config, model, data.train, device, team)
+    if not model:
+        config = config.model_copy(update={"cutoff_A": cutoff.radius})
     closest = closest_distances(team.share(examples), team)
     if model:
         network, old = adapt(model.network, examples, data.isolated, closest), _old(model)
         reference = "those of the model, shifted by least squares to fit the frames"
     else:
         energies, reference = fit_reference_energies(data.train, data.isolated)
-        network, old = make_network(config, data, examples, energies, closest), None
+        network = make_network(config, data, examples, energies, closest)
+        old = None
     network = network.to(device, dtype)
     if config.freeze:
         freeze(network, config.freeze.split(","))
-    n_atoms = max(ATOMS_PER_BATCH, (config.batch_size or 1) * max(examples.sizes()))
+    n_atoms = max(config.batch_atoms, (config.batch_size or 1) * max(examples.sizes()))
     choose_threads(round(n_atoms * network.settings.average_neighbors))
     schedule = Schedule(
         config.epochs,
@@ -267,13 +278,47 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         or learning_rate(network.settings.architecture) * (SLOWER if old else 1.0),
         config.ema,
         config.seed,
+        config.batch_atoms,
     )
     weights = Weights(
         config.energy_weight, config.forces_weight, config.stress_weight, config.dipole_weight
     )
-    fingerprint = sha256(config.frames)
+    fingerprint = sha256(frames)
     training = Training(network, weights, schedule, fingerprint)
-    return Start(folder, config, data, fingerprint, examples, reference, training, [], old)
+    reasons = {
+        "cutoff": cutoff.reason,
+        "batch": _why(
+            config, "about enough; --batch-atoms changes it", "batch_atoms", "batch_size"
+        ),
+        "length": _why(config, "the usual time; --budget changes it", "budget_min", "epochs"),
+    }
+    return Start(folder, config, reasons, data, fingerprint, examples, reference, training, [], old)
+
+
+def _see(
+    config: TrainConfig,
+    model: Model | None,
+    frames: Sequence[Frame],
+    device: torch.device,
+    team: Team,
+) -> tuple[Cutoff, Examples]:
+    """How far atoms see, and the frames as seen that far."""
+    if model:
+        cutoff = Cutoff(model.network.cutoff, f"that of {config.from_}")
+    elif config.cutoff_A:
+        cutoff = Cutoff(config.cutoff_A, "as given")
+    else:
+        usual = Examples(frames, USUAL_CUTOFF, device)
+        cutoff = choose_cutoff(usual, team)
+        cutoff = cutoff._replace(reason=f"{cutoff.reason}; --cutoff changes it")
+        if cutoff.radius == USUAL_CUTOFF:
+            return cutoff, usual
+    return cutoff, Examples(frames, cutoff.radius, device)
+
+
+def _why(config: TrainConfig, usual: str, *fields: str) -> str:
+    """Why something is what it is: because somebody said so, or because that is usual."""
+    return "as given" if config.model_fields_set.intersection(fields) else usual
 
 
 def _examine(data: Data, config: TrainConfig) -> list[Finding]:
@@ -310,6 +355,7 @@ def make_network(
     closest: Sequence[tuple[int, int, float]],
 ) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
+    assert config.cutoff_A is not None
     size = default_size(config.model, config.size)
     settings = Settings(
         architecture=config.model,
