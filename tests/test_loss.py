@@ -14,7 +14,7 @@ from mdlearn.atoms import Frame, Labels, to_system
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.system import Evaluation, volume
 from mdlearn.training.dataset import Example, concatenate, make_example
-from mdlearn.training.loss import HUBER_DELTA, Weights, loss_of, measure
+from mdlearn.training.loss import HUBER_DELTA, Penalty, Weights, loss_of, measure
 
 ALL = Weights(energy=1.0, forces=1.0, stress=1.0)
 
@@ -53,12 +53,17 @@ def nothing(n: int) -> Evaluation:
     )
 
 
-def by_hand(errors: list[float], scale: float) -> float:
-    """Mean Huber loss, that is |error|/scale far out."""
+def by_hand(errors: list[float], scale: float, penalty: Penalty = "huber") -> float:
+    """Mean loss; Huber's is |error|/scale far out."""
     total = 0.0
     for error in errors:
         x = abs(error) / scale
-        total += x * x / (2 * HUBER_DELTA) if x < HUBER_DELTA else x - HUBER_DELTA / 2
+        if penalty == "mse":
+            total += x * x
+        elif penalty == "mae" or x >= HUBER_DELTA:
+            total += x - (HUBER_DELTA / 2 if penalty == "huber" else 0.0)
+        else:
+            total += x * x / (2 * HUBER_DELTA)
     return total / max(1, len(errors))
 
 
@@ -72,10 +77,11 @@ def test_a_perfect_model_has_no_loss() -> None:
         assert errors.energy_mae_meV == errors.forces_mae_meV_per_A == 0.0
 
 
-@pytest.mark.parametrize("noise", [1e-3, 1.0], ids=["quadratic", "absolute"])
-def test_loss_is_the_formula(noise: float) -> None:
+@pytest.mark.parametrize("penalty", ["huber", "mse", "mae"])
+@pytest.mark.parametrize("noise", [1e-3, 1.0], ids=["small", "large"])
+def test_loss_is_the_formula(noise: float, penalty: Penalty) -> None:
     network, scale = random_schnet(), 0.7
-    weights = Weights(energy=0.3, forces=1.1, stress=0.6)
+    weights = Weights(energy=0.3, forces=1.1, stress=0.6, penalty=penalty)
     parts = [example(crystal(seed=1), noise), example(molecule(), noise), example(crystal(), noise)]
     batch = concatenate(parts)
     evaluation = evaluate(network, batch.system, batch.neighbors)
@@ -90,9 +96,9 @@ def test_loss_is_the_formula(noise: float) -> None:
             virials += strain.flatten().tolist()
     forces = (evaluation.forces - batch.labels.forces).flatten().tolist()
     expected = (
-        0.3 * by_hand(energies, scale)
-        + 1.1 * by_hand(forces, scale)
-        + 0.6 * by_hand(virials, scale)
+        0.3 * by_hand(energies, scale, penalty)
+        + 1.1 * by_hand(forces, scale, penalty)
+        + 0.6 * by_hand(virials, scale, penalty)
     )
     assert float(loss_of(evaluation, None, batch, weights, scale)) == pytest.approx(
         expected, rel=1e-11

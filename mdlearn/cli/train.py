@@ -80,7 +80,7 @@ def _describe(start: Start) -> None:
     size = f"{config.batch_size} frames" if config.batch_size else f"{config.batch_atoms} atoms"
     err.print(f"batch       {size} per step ({why['batch']})")
     err.print(f"length      {length} ({why['length']})")
-    err.print(f"seed        {config.seed}")
+    err.print(f"loss        {config.loss}, seed {config.seed}")
     if training.history:
         err.print(f"resumed     after {len(training.history)} epochs")
 

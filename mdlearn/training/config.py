@@ -131,6 +131,9 @@ class TrainConfig(Config):
     learning_rate: float | None = Field(
         None, gt=0, description="largest step size of the optimizer [default: the network's own]"
     )
+    loss: Literal["huber", "mse", "mae"] = Field(
+        "huber", description="how errors count: absolute but for small ones, squared, or absolute"
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the running average of the weights")
     energy_weight: float = Field(
         1.0, ge=0, description="weight of the energy per atom in the loss, at first"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,18 @@ HUBER_DELTA = 0.01
 """In units of the typical force: quadratic for the last percent, absolute above it."""
 
 
+Penalty = Literal["huber", "mse", "mae"]
+
+
 class Weights(NamedTuple):
-    """How much each label counts in the loss."""
+    """How much each label counts in the loss, and how the size of its error does."""
 
     energy: float
     forces: float
     stress: float
     dipole: float = 0.0
+    penalty: Penalty = "huber"
+    """Of an error x: huber, |x| far out and x²/(2 `HUBER_DELTA`) below it; mse, x²; mae, |x|."""
 
 
 class Errors(NamedTuple):
@@ -54,7 +59,7 @@ def loss_of(
     scale: float,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """Weighted Huber loss of energy per atom, force components, virial per atom and dipole.
+    """Weighted loss of energy per atom, force components, virial per atom and dipole.
 
     Every error is divided by the typical force (times 1 Å for an energy), so that the weights are
     pure numbers and one set of them serves soft and stiff materials.
@@ -77,14 +82,18 @@ def loss_of(
     virial = sum_by_system(evaluation.virials, system)
     per_atom = n_atoms[:, None, None]
     label = labels.stress * volume(system)[:, None, None]
+
+    def part(found: Tensor, label: Tensor, unit: float, count: Tensor) -> Tensor:
+        return _penalty(weights.penalty, found, label, unit) / count.clamp_min(1)
+
     loss = (
-        weights.energy * _huber(evaluation.energy / n_atoms, labels.energy / n_atoms, scale, energy)
-        + weights.forces * _huber(evaluation.forces, labels.forces, scale, forces)
-        + weights.stress * _huber(virial / per_atom, label / per_atom, scale, stress)
+        weights.energy * part(evaluation.energy / n_atoms, labels.energy / n_atoms, scale, energy)
+        + weights.forces * part(evaluation.forces, labels.forces, scale, forces)
+        + weights.stress * part(virial / per_atom, label / per_atom, scale, stress)
     )
     if dipole is None:
         return loss
-    return loss + weights.dipole * _huber(dipole, labels.dipole, DEBYE, moment)
+    return loss + weights.dipole * part(dipole, labels.dipole, DEBYE, moment)
 
 
 def count_labels(example: Example) -> Tensor:
@@ -113,12 +122,16 @@ def dipole_of(potential: ParametricPotential, example: Example) -> Tensor | None
     return evaluate_multipoles(potential, example.system, example.neighbors).dipole
 
 
-def _huber(found: Tensor, label: Tensor, scale: float, count: Tensor) -> Tensor:
-    """Huber loss of the labels that are numbers, normalized to |error|/scale far out, by count."""
+def _penalty(penalty: Penalty, found: Tensor, label: Tensor, unit: float) -> Tensor:
+    """Sum over the labels that are numbers of what their errors count; see `Weights`."""
     known = ~label.isnan()
-    error = torch.where(known, (found - label) / scale, 0.0)
+    error = torch.where(known, (found - label) / unit, 0.0)
+    if penalty == "mse":
+        return error.square().sum()
+    if penalty == "mae":
+        return error.abs().sum()
     total = huber_loss(error, torch.zeros_like(error), delta=HUBER_DELTA, reduction="sum")
-    return total / HUBER_DELTA / count.clamp_min(1)
+    return total / HUBER_DELTA
 
 
 def measure(

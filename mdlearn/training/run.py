@@ -281,7 +281,11 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         config.batch_atoms,
     )
     weights = Weights(
-        config.energy_weight, config.forces_weight, config.stress_weight, config.dipole_weight
+        config.energy_weight,
+        config.forces_weight,
+        config.stress_weight,
+        config.dipole_weight,
+        config.loss,
     )
     fingerprint = sha256(frames)
     training = Training(network, weights, schedule, fingerprint)
