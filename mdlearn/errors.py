@@ -55,3 +55,16 @@ class ResourceError(MDLearnError):
     """A device or the memory that was asked for is not there."""
 
     exit_code = 7
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python or of torch, says that memory ran out: the host's or a GPU's."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"
+            or "out of memory" in said
+            or "can't allocate memory" in said
+        )
+    )

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from mdlearn import __version__
-from mdlearn.errors import MDLearnError
+from mdlearn.errors import MDLearnError, is_out_of_memory
 
 VERBS = {
     "demo": "train on bundled frames, simulate, plot: the whole road in five minutes",
@@ -76,12 +76,12 @@ def main() -> None:
             raise
         _complain(str(error))
         sys.exit(error.exit_code)
-    except MemoryError:
-        _complain("out of memory; use a smaller --batch-size or a smaller system")
-        sys.exit(7)
     except Exception as error:
         if debug:
             raise
+        if is_out_of_memory(error):
+            _complain("out of memory; use a smaller --batch-atoms or a smaller system")
+            sys.exit(7)
         _complain(
             f"{type(error).__name__}: {error}; this is a bug of mdlearn:"
             " run again as `mdlearn --debug ...` and report the traceback"

@@ -24,6 +24,7 @@ def run(config: TrainConfig) -> int:
     starts: list[Start] = []
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
+        parts = 1
 
         def on_start(start: Start) -> None:
             starts.append(start)
@@ -35,7 +36,11 @@ def run(config: TrainConfig) -> int:
             return interruption.received > 0
 
         def on_epoch(epoch: Epoch) -> None:
+            nonlocal parts
             last.append(epoch)
+            if (now := starts[0].training.parts) > parts:
+                parts = now
+                err.print(f"memory      ran out; batches are computed in {parts} parts")
             line.show(_progress(epoch))
 
         result = train(config, Watcher(on_start, stops, on_epoch))

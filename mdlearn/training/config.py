@@ -128,6 +128,9 @@ class TrainConfig(Config):
     batch_size: int | None = Field(
         None, ge=1, description="frames per step, instead of --batch-atoms"
     )
+    auto_batch: bool = Field(
+        False, description="compute batches in 2, 4 or 8 parts where memory runs out"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="largest step size of the optimizer [default: the network's own]"
     )
@@ -157,10 +160,10 @@ class TrainConfig(Config):
         if self.frames is None and self.resume is None:
             raise ValueError("expected FRAMES, as in: mdlearn train ethanol.xyz --budget 10min")
         given = self.model_fields_set
-        if self.resume and (others := given - {"resume", "device", "overwrite"}):
+        if self.resume and (others := given - {"resume", "device", "auto_batch", "overwrite"}):
             raise ValueError(
-                f"--{_typed(min(others))}: a resumed training keeps its settings; only --device can"
-                " be given with --resume"
+                f"--{_typed(min(others))}: a resumed training keeps its settings; only --device and"
+                " --auto-batch can be given with --resume"
             )
         of_model = {"model", "size", "cutoff_A", "features", "interactions", "radial", "parity"}
         fields = type(self).model_fields

@@ -20,19 +20,11 @@ from torch import Tensor
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.files import write_atomically
 from mdlearn.potentials.checkpoint import DAMAGE
-from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.training.augmentation import augment
 from mdlearn.training.config import ATOMS_PER_BATCH
-from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
-from mdlearn.training.loss import (
-    Errors,
-    Weights,
-    count_labels,
-    dipole_of,
-    loss_of,
-    measure,
-)
+from mdlearn.training.dataset import Example, deal, find_sizes
+from mdlearn.training.loss import Errors, Weights, measure
+from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
 
 CLIP = 10.0
@@ -135,6 +127,8 @@ class Training:
         """How many there will be, as far as is known."""
         self.seconds = 0.0
         """Spent."""
+        self.parts = 1
+        """In how many parts each batch is computed, since memory did not suffice for fewer."""
 
     def advance(self, loss: Tensor, rate: float) -> None:
         """Takes a step along the gradient that the parameters hold.
@@ -245,6 +239,7 @@ def fit(
     *,
     path: Path | None = None,
     team: Team = ALONE,
+    most_parts: int = 1,
 ) -> Iterator[Epoch]:
     """Trains from where a training stands, and yields after every epoch.
 
@@ -260,8 +255,10 @@ def fit(
             whether to stop there. A team stops when any of its processes wants to.
         path: where to save the training, now and then, and where it stops.
         team: the processes that train together; only the first one saves.
+        most_parts: in how many parts a batch may be computed where memory does not suffice.
 
     Raises:
+        ResourceError: it does not suffice for that, either.
         UnstableError: the loss is not a number any more. What was saved is from before.
     """
     schedule, network = training.schedule, training.network
@@ -294,7 +291,9 @@ def fit(
             balance = _balance(training.weights, progress)
             seeds = [(schedule.seed, epoch, int(index)) for index in groups[step]]
             chosen = [train[index] for index in team.share(groups[step].tolist())]
-            loss = _gradient(training, chosen, team.share(seeds), balance, team)
+            loss = gradient(
+                training, chosen, team.share(seeds), balance, team, most_parts=most_parts
+            )
             training.advance(loss, rate)
             stop = _any_of(team, stops(step + 1, len(groups)))
             due = stop or time.monotonic() - saved > SAVE_EVERY_S
@@ -325,39 +324,6 @@ def fit(
         if stop:
             return
     save_if(True)
-
-
-def _gradient(
-    training: Training,
-    chosen: Sequence[Example],
-    seeds: Sequence[tuple[int, ...]],
-    weights: Weights,
-    team: Team,
-) -> Tensor:
-    """The loss of a step, and its gradient in the parameters: of all shares of the batch."""
-    parameters, network = training.parameters, training.network
-    total = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
-    counts: Tensor | None = None
-    batch = augment(concatenate(chosen), network.symmetries, seeds) if chosen else None
-    if team.size > 1:
-        counts = count_labels(batch) if batch else torch.zeros(4, dtype=total.dtype)
-        counts = team.add(counts.to(total.device))
-    for each in parameters:
-        each.grad = None
-    if batch is not None:
-        evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-        dipole = dipole_of(network, batch)
-        loss = loss_of(evaluation, dipole, batch, weights, network.settings.scale, counts)
-        loss.backward()
-        total = loss.detach().double()
-    if team.size == 1:
-        return total
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([*(each.flatten().double() for each in gradients), total[None]])
-    parts: Sequence[Tensor] = team.add(flat).split([*(each.numel() for each in parameters), 1])
-    for parameter, part in zip(parameters, parts, strict=False):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
-    return parts[-1][0]
 
 
 def _require_numbers(

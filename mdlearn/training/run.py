@@ -26,7 +26,7 @@ from mdlearn.potentials.architectures import default_size, learning_rate, make_p
 from mdlearn.potentials.checkpoint import Claim, Model, add_certificate, load_model, save_model
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
-from mdlearn.training.config import ATOMS_PER_BATCH, TrainConfig
+from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import (
     USUAL_CUTOFF,
     Batches,
@@ -47,6 +47,7 @@ from mdlearn.training.dataset import (
 from mdlearn.training.finetune import SLOWER, adapt, freeze
 from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Errors, Weights, measure
+from mdlearn.training.step import MOST_PARTS
 from mdlearn.training.team import Team, assemble
 
 GOLDEN_STRUCTURES = 2
@@ -180,7 +181,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result | None:
         DataError: see `read_data`; or the frames of a resumed training are not what they were.
         OutputError: the folder exists or cannot be written to.
         UnstableError: see `loop.fit`.
-        ResourceError: see `device.choose_device`.
+        ResourceError: see `device.choose_device` and `loop.fit`.
     """
     device = choose_device(config.device)
     with assemble(device) as team:
@@ -188,9 +189,18 @@ def train(config: TrainConfig, watcher: Watcher) -> Result | None:
         folder, training = start.folder, start.training
         watcher.on_start(start)
         valid = Batches(
-            Examples(team.share(start.data.valid), start.examples.cutoff, device), ATOMS_PER_BATCH
+            Examples(team.share(start.data.valid), start.examples.cutoff, device),
+            start.config.batch_atoms,
         )
-        epochs = fit(training, start.examples, valid, watcher.stops, path=folder / STATE, team=team)
+        epochs = fit(
+            training,
+            start.examples,
+            valid,
+            watcher.stops,
+            path=folder / STATE,
+            team=team,
+            most_parts=MOST_PARTS if start.config.auto_batch else 1,
+        )
         wanted = start.config.tensorboard and team.rank == 0
         log = open_tensorboard(folder / "tensorboard") if wanted else None
         for epoch in epochs:
@@ -235,7 +245,8 @@ def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
             f"{folder}: this training is finished; to train its model further, on these frames or"
             f" others: mdlearn train FRAMES --from {folder}"
         )
-    stored = resolve(TrainConfig, folder / "config.toml", {"device": config.device})
+    now = {"device": config.device, "auto_batch": config.auto_batch or None}
+    stored = resolve(TrainConfig, folder / "config.toml", now)
     start = _set_up(stored, folder, device, team)
     before = f"as in {folder / 'config.toml'}"
     start = start._replace(reasons=dict.fromkeys(start.reasons, before))
@@ -396,7 +407,7 @@ def _finish(start: Start, device: torch.device) -> Result:
         known = set(network.species) >= set(find_species(frames))
         if not frames or not known:
             return None
-        batches = Batches(Examples(frames, network.cutoff, device), ATOMS_PER_BATCH)
+        batches = Batches(Examples(frames, network.cutoff, device), config.batch_atoms)
         return measure(network, batches, start.training.weights, network.settings.scale)
 
     best = max((each for each in history if each.best), key=lambda each: each.epoch)
