@@ -7,6 +7,7 @@ name by which a person accepts it, and says which frames it is about and what to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from mdlearn import yardsticks
 from mdlearn.atoms import Frame, Keys
+from mdlearn.errors import UsageError
 from mdlearn.fingerprints import close_pairs, groups, same_coordinates
 from mdlearn.survey import Floats, Ints, Survey, survey
 from mdlearn.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, nearest_unit
@@ -30,6 +32,44 @@ LARGE_FORCE = 100.0
 LARGEST_RATIO = 4.0
 """Within this factor, labels agree with the pair potential that they are compared with."""
 SHOWN = 5
+FINDINGS = (
+    "bad-frames",
+    "missing-energy",
+    "missing-forces",
+    "unusual-keys",
+    "zero-energy",
+    "constant-energy",
+    "zero-forces",
+    "energy-units",
+    "forces-units",
+    "stress-units",
+    "energy-forces-units",
+    "position-units",
+    "forces-sign",
+    "stress-sign",
+    "net-force",
+    "net-torque",
+    "conflicting-duplicates",
+    "across-splits",
+    "duplicate-frames",
+    "energy-outliers",
+    "large-forces",
+    "force-outliers",
+    "short-distances",
+    "split-offset",
+    "new-elements",
+    "unrelated-energies",
+    "asymmetric-stress",
+    "near-duplicates",
+    "correlated-frames",
+    "composition-rank",
+    "mixed-periodicity",
+    "single-atoms",
+    "constraints",
+    "two-energies",
+    "missing-stress",
+)
+"""The names of all that there is to find, here and in `diagnosis`."""
 
 
 class Finding(NamedTuple):
@@ -90,6 +130,19 @@ def judge(seen: Survey, splits: Mapping[str, Sequence[Frame]], keys: Keys) -> li
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
     """The worst first."""
     return sorted(findings, key=lambda each: ("refuse", "warn", "note").index(each.severity))
+
+
+def require_findings(names: Sequence[str]) -> None:
+    """Turns away names that somebody accepts and that no finding has.
+
+    Raises:
+        UsageError: names the nearest one that a finding has.
+    """
+    for name in names:
+        if name not in FINDINGS:
+            near = get_close_matches(name, FINDINGS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(FINDINGS)}"
+            raise UsageError(f"--accept: no finding is named '{name}'; {hint}")
 
 
 def refused(findings: Sequence[Finding], accepted: Sequence[str] = ()) -> list[Finding]:

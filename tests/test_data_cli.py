@@ -86,9 +86,23 @@ class TestCheck:
         assert "bad.xyz:4, ..." in " ".join(out.split())
         assert err.count("\n") == 1
         assert "--accept zero-forces" in err
-        code, out, err = run("data", "check", "bad.xyz", "--accept", "x", "--accept", "zero-forces")
+        accept = ["--accept", "net-force", "--accept", "zero-forces"]
+        code, out, err = run("data", "check", "bad.xyz", *accept)
         assert (code, err) == (0, "")
         assert "accepted" in out
+
+    def test_accepts_only_what_there_is_to_find(self, here: Path, run: Run) -> None:
+        code, _, err = run("data", "check", "good.xyz", "--accept", "zero-force")
+        assert code == 2
+        assert "no finding is named 'zero-force'; did you mean 'zero-forces'?" in err
+        train = ["train", "good.xyz", "--epochs", "1", "--accept"]
+        code, _, err = run(*train, "net-force,acros-splits")
+        assert code == 2
+        assert "did you mean 'across-splits'?" in err
+        code, _, err = run(*train, "xyzzy")
+        assert code == 2
+        assert "expected bad-frames, " in err
+        assert not (here / "good-run").exists()
 
     def test_across_files(self, here: Path, run: Run) -> None:
         code, found = findings(run, "good.xyz", "good.xyz")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -13,11 +16,13 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+import mdlearn
 from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
-from mdlearn.doctor import Finding, examine, refused
+from mdlearn.doctor import FINDINGS, Finding, examine, refused
 from mdlearn.fingerprints import close_pairs, fingerprints, same_coordinates, separations
 from mdlearn.yardsticks import HARTREE, KCAL, all_electron_energy
 
+ROOT = Path(mdlearn.__file__).parent
 KEYS = Keys("energy", "forces", "stress", None)
 KJ = KCAL / 4.184
 
@@ -69,6 +74,20 @@ def diagnose(frames: Sequence[Frame], **others: Sequence[Frame]) -> dict[str, Fi
 def rotation(seed: int = 0) -> torch.Tensor:
     q = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
     return torch.tensor(q)
+
+
+def test_every_finding_is_known_by_name_and_explained() -> None:
+    named = set()
+    for module in ("doctor", "diagnosis"):
+        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "about":
+                name = ast.unparse(node.args[0]).strip("'")
+                labels = ("energy", "forces") if "{label}" in name else ("",)
+                named |= {name.removeprefix("f'").replace("{label}", each) for each in labels}
+    page = (ROOT.parent / "docs" / "data.md").read_text("utf-8").split("## Convert")[0]
+    table = page.split("| refuse | when |")[1].split("How units and signs")[0]
+    explained = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", table))
+    assert named == set(FINDINGS) == explained
 
 
 class TestGoodFrames:

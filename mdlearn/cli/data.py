@@ -18,7 +18,7 @@ from mdlearn.cli.options import verb
 from mdlearn.config import Config
 from mdlearn.conversion import Units, convert, split
 from mdlearn.diagnosis import Diagnosis, diagnose
-from mdlearn.doctor import Finding, refused
+from mdlearn.doctor import Finding, refused, require_findings
 from mdlearn.errors import DataError
 from mdlearn.packed import pack
 from mdlearn.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
@@ -101,6 +101,7 @@ class PackConfig(Labelled):
 
 def _check(config: CheckConfig) -> int:
     """Examines and prints; raises if there is something that was not accepted."""
+    require_findings(config.accept)
     with Line() as line:
         line.show("examining")
         diagnosis = diagnose(config.files, config.wanted)

@@ -19,7 +19,7 @@ from mdlearn.atoms import Frame, Keys, read_frames
 from mdlearn.certificate import certify
 from mdlearn.config import resolve, to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
-from mdlearn.doctor import Finding, examine, refused
+from mdlearn.doctor import Finding, examine, refused, require_findings
 from mdlearn.errors import DataError, MDLearnError, UsageError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
 from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
@@ -220,6 +220,7 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> Start:
     """A new training, and its folder."""
     assert config.frames is not None
     folder = config.output or Path(f"{config.frames.name.split('.')[0]}-run")
+    require_findings(_accepted(config))
     if team.rank == 0:
         refuse_existing(folder, overwrite=config.overwrite)
     start = _set_up(config, folder, device, team)
@@ -336,12 +337,17 @@ def _why(config: TrainConfig, usual: str, *fields: str) -> str:
     return "as given" if config.model_fields_set.intersection(fields) else usual
 
 
+def _accepted(config: TrainConfig) -> list[str]:
+    """The findings that somebody trains in spite of, by name."""
+    return config.accept.split(",") if config.accept else []
+
+
 def _examine(data: Data, config: TrainConfig) -> list[Finding]:
     """Looks for what would poison a model, and refuses to train on it."""
     parts = {"train": data.train, "valid": data.valid, "test": data.test}
     splits = {name: list(sample(each)) for name, each in parts.items() if each}
     findings = examine(splits, data.keys)
-    bad = refused(findings, config.accept.split(",") if config.accept else ())
+    bad = refused(findings, _accepted(config))
     if bad:
         first, names = bad[0], ",".join(dict.fromkeys(each.name for each in bad))
         which = f" ({', '.join(first.frames)}; {first.total} in all)" if first.frames else ""
