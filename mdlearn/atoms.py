@@ -76,6 +76,8 @@ class Frame(NamedTuple):
     """File and index, as in `frames.xyz:12`."""
     system: System
     labels: Labels
+    config_type: str = ""
+    """What kind of structure it is, if the file says so; errors are grouped by it."""
 
 
 def read_atoms(path: str | Path) -> list[ase.Atoms]:
@@ -200,7 +202,8 @@ def read_frames(
     frames = []
     for name, atoms, system in sound:
         with _tolerating(skip_bad):
-            frames.append(Frame(name, system, find_labels(atoms, keys, name)))
+            labels = find_labels(atoms, keys, name)
+            frames.append(Frame(name, system, labels, _config_type(atoms)))
     return frames, keys
 
 
@@ -212,7 +215,11 @@ def make_frame(atoms: ase.Atoms, keys: Keys, name: str) -> Frame:
     """
     system = to_system(atoms)
     check_structure(system, name)
-    return Frame(name, system, find_labels(atoms, keys, name))
+    return Frame(name, system, find_labels(atoms, keys, name), _config_type(atoms))
+
+
+def _config_type(atoms: ase.Atoms) -> str:
+    return str(atoms.info.get("config_type", ""))
 
 
 def _tolerating(bad: bool) -> AbstractContextManager[None]:

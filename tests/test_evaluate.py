@@ -175,7 +175,7 @@ def test_newtons_third_law_is_exact_for_two() -> None:
     assert torch.equal(forces[0], -forces[1])
 
 
-def labelled(atoms: ase.Atoms, name: str, *, forces: bool = True) -> Frame:
+def labelled(atoms: ase.Atoms, name: str, kind: str = "", *, forces: bool = True) -> Frame:
     """A frame whose labels are random."""
     rng = np.random.default_rng(len(atoms))
     n, stress = len(atoms), rng.normal(size=(1, 3, 3))
@@ -185,16 +185,17 @@ def labelled(atoms: ase.Atoms, name: str, *, forces: bool = True) -> Frame:
         torch.tensor(stress if atoms.pbc.all() else np.full((1, 3, 3), np.nan)),
         torch.full((1, 3), torch.nan).double(),
     )
-    return Frame(name, to_system(atoms), labels)
+    return Frame(name, to_system(atoms), labels, kind)
 
 
 @pytest.fixture
 def frames() -> list[Frame]:
     makers = [molecule, crystal, slab, crystal, lambda: molecule("H2O")]
-    return [labelled(make(), f"a.xyz:{index}") for index, make in enumerate(makers)]
-
-
-KINDS = ("gas", "bulk", "surface", "bulk", "gas")
+    kinds = ("gas", "bulk", "surface", "bulk", "gas")
+    return [
+        labelled(make(), f"a.xyz:{index}", kind)
+        for index, (make, kind) in enumerate(zip(makers, kinds, strict=True))
+    ]
 
 
 class TestCompare:
@@ -203,7 +204,7 @@ class TestCompare:
     ) -> None:
         monkeypatch.setattr("mdlearn.training.comparison.ATOMS_PER_BATCH", 12)  # several batches
         network = random_schnet()
-        found = compare(network, iter(frames), KINDS)
+        found = compare(network, iter(frames))
         single = [evaluate(network, f.system, build(f.system, CUTOFF)) for f in frames]
         assert found.names == tuple(frame.name for frame in frames)
         assert found.predictions.energy == pytest.approx([float(e.energy) for e in single])
@@ -264,7 +265,7 @@ class TestSummary:
         assert found.relative_rmse == pytest.approx(1.0)
 
     def test_parts_add_up_to_the_whole(self, frames: list[Frame]) -> None:
-        comparison = compare(random_schnet(), frames, KINDS)
+        comparison = compare(random_schnet(), frames)
         summary = summarize(comparison)
         key = "forces_meV_per_A"
         assert list(summary.elements) == ["H", "C", "O"]
@@ -282,8 +283,8 @@ class TestSummary:
 
     def test_some_frames_are_those_frames_alone(self, frames: list[Frame]) -> None:
         network = random_schnet()
-        some = restrict(compare(network, frames, KINDS), np.array([0, 1, 0, 0, 1], dtype=bool))
-        alone = compare(network, [frames[1], frames[4]], (KINDS[1], KINDS[4]))
+        some = restrict(compare(network, frames), np.array([0, 1, 0, 0, 1], dtype=bool))
+        alone = compare(network, [frames[1], frames[4]])
         assert some[:2] == alone[:2]
         for one, other in zip((some.labels, some.predictions), alone[5:], strict=True):
             for mine, expected in zip(one, other, strict=True):
@@ -297,7 +298,7 @@ class TestSummary:
         forces = frame.labels.forces.clone()
         forces[5, 2] += 100.0
         frames[1] = frame._replace(labels=frame.labels._replace(forces=forces))
-        worst = summarize(compare(network, frames, KINDS)).worst
+        worst = summarize(compare(network, frames)).worst
         assert len(worst) == len(frames)
         assert (worst[0].name, worst[0].config_type, worst[0].atom) == ("a.xyz:1", "bulk", 5)
         assert worst[0].symbol == frame_symbol(frames[1], 5)
@@ -328,7 +329,7 @@ class TestSummary:
         json.dumps(found, allow_nan=False)
 
     def test_json_is_nested_and_without_nan(self, frames: list[Frame]) -> None:
-        found = to_json(summarize(compare(random_schnet(), frames, KINDS)))
+        found = to_json(summarize(compare(random_schnet(), frames)))
         text = json.dumps(found, allow_nan=False)
         assert json.loads(text) == found
         assert found["config_types"]["bulk"]["frames"] == 2

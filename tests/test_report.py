@@ -118,6 +118,20 @@ class TestReport:
         found = summarize(compare(load_model(folder).network, frames)).whole.errors
         assert digits(found["forces_meV_per_A"].rmse) in text
 
+    def test_errors_are_grouped_by_kind_where_frames_have_one(
+        self, folder: Path, frames: list[Frame]
+    ) -> None:
+        assert frames[0].config_type == "ethanol_300K"
+        kinds = ["<hot>"] * 2 + [frames[0].config_type] * 4
+        mixed = [f._replace(config_type=kind) for f, kind in zip(frames, kinds, strict=True)]
+        write_report(folder, {"validation": mixed})
+        source = (folder / "report.html").read_text("utf-8")
+        assert "<caption>by kind of structure</caption>" in source
+        assert "<td>&lt;hot&gt;</td><td>2</td>" in source
+        assert "<td>ethanol_300K</td><td>4</td>" in source
+        write_report(folder, {"validation": [each._replace(config_type="") for each in frames]})
+        assert "by kind of structure" not in (folder / "report.html").read_text("utf-8")
+
     def test_a_claim_that_does_not_hold_is_marked(self, folder: Path, frames: list[Frame]) -> None:
         write_report(folder, {"validation": frames})
         source = (folder / "report.html").read_text("utf-8")
@@ -141,7 +155,9 @@ class TestReport:
 
 
 def test_tables_have_the_figures(frames: list[Frame]) -> None:
-    summary = summarize(compare(random_network(SchNet), frames, ["hot", "cold"] * 3))
+    kinds = ["hot", "cold"] * 3
+    named = [f._replace(config_type=kind) for f, kind in zip(frames, kinds, strict=True)]
+    summary = summarize(compare(random_network(SchNet), named))
     whole, elements, kinds, worst = tables("set", summary)
     for table in (whole, elements, kinds, worst):
         assert {len(row) for row in table.rows} == {len(table.head)}
@@ -156,7 +172,8 @@ def test_tables_have_the_figures(frames: list[Frame]) -> None:
         summary.config_types["cold"].errors["energy_meV_per_atom"].mae
     )
     assert worst.rows[0][0].startswith("ethanol.xyz:")
-    assert len(tables("set", summarize(compare(random_network(SchNet), frames)))) == 3
+    plain = [each._replace(config_type="") for each in frames]
+    assert len(tables("set", summarize(compare(random_network(SchNet), plain)))) == 3
 
 
 class TestPictures:

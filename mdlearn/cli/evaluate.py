@@ -9,17 +9,16 @@ from typing import Literal
 from pydantic import Field
 from rich import table as rich
 
-from mdlearn.atoms import read_atoms, read_frames, require_species
+from mdlearn.atoms import read_frames, require_species
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.files import make_run_folder
-from mdlearn.packed import is_packed
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.unconstrained import RotationAverage
 from mdlearn.report import Table, tables
-from mdlearn.training.comparison import UNNAMED, compare, summarize, to_json
+from mdlearn.training.comparison import compare, summarize, to_json
 
 PICTURES = ("parity.png", "errors.png")
 
@@ -63,7 +62,7 @@ def run(config: EvaluateConfig) -> int:
         require_species(network.species, frame.system, frame.name)
     if config.plots is not None:
         make_run_folder(config.plots, overwrite=config.overwrite, contents=PICTURES)
-    comparison = compare(network, frames, _config_types(config.frames))
+    comparison = compare(network, frames)
     summary = summarize(comparison)
     if config.json_:
         print(json.dumps(to_json(summary), ensure_ascii=False, allow_nan=False))
@@ -79,14 +78,6 @@ def run(config: EvaluateConfig) -> int:
         plots.plot_parity(config.plots / PICTURES[0], sets)
         plots.plot_errors(config.plots / PICTURES[1], sets)
     return 0
-
-
-def _config_types(path: Path) -> list[str]:
-    """What kind of structure each frame of a file is; empty if nobody said."""
-    if is_packed(path):
-        return []
-    kinds = [str(atoms.info.get("config_type", UNNAMED)) for atoms in read_atoms(path)]
-    return kinds if set(kinds) != {UNNAMED} else []
 
 
 def _rich(table: Table) -> rich.Table:

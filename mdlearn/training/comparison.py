@@ -7,7 +7,7 @@ atom by atom, so that tables and pictures show where a potential errs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,26 +126,23 @@ QUANTITIES = {
 """Everything that is compared: the name that JSON has, and name and unit for people."""
 
 
-def compare(
-    potential: ParametricPotential,
-    frames: Iterable[Frame],
-    config_types: Sequence[str] = (),
-) -> Comparison:
+def compare(potential: ParametricPotential, frames: Iterable[Frame]) -> Comparison:
     """Evaluates a potential on frames, once, about `ATOMS_PER_BATCH` atoms at a time.
 
     Args:
         potential: on the device where to compute.
         frames: labelled; at least one.
-        config_types: what kind of structure each frame is; all are `UNNAMED` without.
     """
     device = potential.elements.rank.device
     names: list[str] = []
+    kinds: list[str] = []
     numbers: list[NDArray[np.int64]] = []
     given: list[Labels] = []
     found: list[tuple[Tensor, ...]] = []
     for group in _in_groups(frames):
         example = concatenate([make_example(each, potential.cutoff) for each in group])
         names += [each.name for each in group]
+        kinds += [each.config_type or UNNAMED for each in group]
         numbers += [each.system.numbers.numpy() for each in group]
         given.append(example.labels)
         found.append(_predict(potential, to(example, device)))
@@ -155,7 +152,7 @@ def compare(
     energies = potential.elements.energies()
     return Comparison(
         tuple(names),
-        tuple(config_types) or (UNNAMED,) * len(names),
+        tuple(kinds),
         np.concatenate(numbers),
         np.repeat(np.arange(len(names)), [len(each) for each in numbers]),
         np.array([sum(energies[z] for z in each.tolist()) for each in numbers]),
