@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import pairwise
+from typing import Any
 
 import ase
 import numpy as np
@@ -21,18 +25,23 @@ from mdlearn.training.dataset import (
     USUAL_CUTOFF,
     Cutoff,
     Example,
+    Examples,
     average_neighbors,
     choose_cutoff,
+    closest_distances,
     concatenate,
     deal,
     find_species,
     fit_reference_energies,
     force_scale,
     make_example,
+    select,
     split_frames,
 )
+from mdlearn.training.finetune import adapt
 from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
+from mdlearn.training.team import ALONE, Team
 
 WEIGHTS = Weights(1.0, 1.0, 1.0)
 
@@ -192,6 +201,103 @@ class TestData:
             distance = np.linalg.norm(x[:, None] - x, axis=2)
             counts.append(((distance < 4.0).sum() - 9) / 9)
         assert average_neighbors(examples) == pytest.approx(np.mean(counts), rel=1e-12)
+
+
+def in_team(work: Callable[[Team], Any], size: int) -> list[Any]:
+    """What each process of a team gets from some work; threads stand in for processes."""
+    barrier, slots = threading.Barrier(size), [torch.zeros(0)] * size
+
+    class Member(Team):
+        def _together(self, values: torch.Tensor) -> torch.Tensor:
+            slots[self.rank] = values.clone()
+            barrier.wait()
+            everyone = torch.stack(slots)
+            barrier.wait()
+            return everyone
+
+        def add(self, values: torch.Tensor) -> torch.Tensor:
+            return values.copy_(self._together(values).sum(0))
+
+        def lowest(self, values: torch.Tensor) -> torch.Tensor:
+            return values.copy_(self._together(values).amin(0))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, [Member(rank, size) for rank in range(size)]))
+
+
+class TestTeam:
+    @pytest.fixture
+    def mixed(self, frames: list[Frame]) -> list[Frame]:
+        """Frames of two compositions, and of odd number."""
+        system = frames[0].system
+        part = system._replace(
+            positions=system.positions[:5],
+            numbers=system.numbers[:5],
+            masses=system.masses[:5],
+            system=system.system[:5],
+        )
+        labels = frames[0].labels
+        fragment = Frame("part", part, labels._replace(forces=labels.forces[:5]))
+        return [*frames[:10], fragment]
+
+    @pytest.mark.parametrize("size", [2, 3])
+    def test_finds_what_one_process_does(self, mixed: list[Frame], size: int) -> None:
+        def work(team: Team) -> list[float]:
+            examples = Examples(mixed, USUAL_CUTOFF, torch.device("cpu"))
+            energies = fit_reference_energies(mixed, [], team).energies
+            closest = closest_distances(examples, team)
+            return [
+                *find_species(mixed, team),
+                *energies.values(),
+                force_scale(mixed, team),
+                average_neighbors(examples, team),
+                choose_cutoff(examples, team).radius,
+                *(number for each in closest for number in each),
+            ]
+
+        alone, *others = work(ALONE), *in_team(work, size)
+        for each in others:
+            assert each == pytest.approx(alone, rel=1e-12)
+            assert each == others[0]  # to the bit
+
+    def test_fine_tunes_as_one_process_does(self, mixed: list[Frame]) -> None:
+        old = make_network(mixed).double()
+        examples = [make_example(each, 4.0) for each in mixed]
+        alone, *others = (
+            each.elements.energies()
+            for each in (
+                adapt(old, examples, [], []),
+                *in_team(lambda team: adapt(old, examples, [], [], team), 2),
+            )
+        )
+        for each in others:
+            assert each == pytest.approx(alone, abs=1e-8)
+
+    def test_reads_each_frame_once_in_all(self, mixed: list[Frame]) -> None:
+        read: list[int] = []
+
+        class Lazy(Sequence[Frame]):
+            def __len__(self) -> int:
+                return len(mixed)
+
+            def __getitem__(self, index: int) -> Frame:
+                read.append(index)
+                return mixed[index]
+
+        frames = select(Lazy(), range(len(mixed)))
+        examples = Examples(frames, USUAL_CUTOFF, torch.device("cpu"))
+        isolated = read_frames(str(files("mdlearn.data") / "ethanol_isolated_atoms.xyz"))[0]
+        for work in (
+            lambda team: find_species(frames, team),
+            lambda team: fit_reference_energies(frames, isolated, team),
+            lambda team: force_scale(frames, team),
+            lambda team: average_neighbors(examples, team),
+            lambda team: choose_cutoff(examples, team),
+            lambda team: closest_distances(examples, team),
+        ):
+            read.clear()
+            in_team(work, 2)
+            assert sorted(read) == list(range(len(mixed)))
 
 
 class TestLoop:

@@ -214,27 +214,28 @@ def deal(order: NDArray[np.int64], costs: NDArray[np.int64], limit: int) -> list
     return np.split(order, firsts[1:])
 
 
-def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame]) -> ReferenceEnergies:
+def fit_reference_energies(
+    frames: Sequence[Frame], isolated: Sequence[Frame], team: Team = ALONE
+) -> ReferenceEnergies:
     """Energies of the isolated atoms (E0): given, or from the compositions by least squares.
 
     Args:
         frames: what to fit to, where elements are missing among the isolated atoms.
         isolated: frames of a single atom.
+        team: the processes among which the frames are shared out.
 
     Returns:
         One energy for each element that occurs.
     """
-    species = tuple(sorted({*find_species(frames), *find_species(isolated)}))
+    species = tuple(sorted({*find_species(frames, team), *find_species(isolated)}))
     given = {int(f.system.numbers[0]): float(f.labels.energy) for f in isolated}
     if set(given) >= set(species):
         return ReferenceEnergies(given, "isolated atoms")
-    rows, values = [], []
-    for frame in frames:
-        numbers = frame.system.numbers.numpy()
-        rows.append([np.count_nonzero(numbers == z) for z in species])
-        values.append(float(frame.labels.energy))
-    counts, energies = np.array(rows, np.float64), np.array(values)
-    solution, _, rank, _ = np.linalg.lstsq(counts, energies, rcond=None)
+    rows = (
+        (count_atoms(frame.system, species), float(frame.labels.energy))
+        for frame in team.share(frames)
+    )
+    solution, rank = least_squares(rows, len(species), team)
     source = "least squares"
     if rank < len(species):
         # The minimum-norm answer would give hydrogen a share of oxygen's electrons; any answer is
@@ -243,25 +244,57 @@ def fit_reference_energies(frames: Sequence[Frame], isolated: Sequence[Frame]) -
             f" (compositions determine {rank} of {len(species)} energies; give --isolated-atoms if"
             " molecules will break or compositions will change)"
         )
-    return ReferenceEnergies(dict(zip(species, solution.tolist(), strict=True)), source)
+    return ReferenceEnergies(dict(zip(species, solution, strict=True)), source)
 
 
-def find_species(frames: Sequence[Frame]) -> tuple[int, ...]:
+def count_atoms(system: System, species: Sequence[int]) -> Tensor:
+    """How many atoms of each element a system has, (n_species,) float64."""
+    return torch.stack([(system.numbers == z).sum() for z in species]).double().cpu()
+
+
+def least_squares(
+    rows: Iterable[tuple[Tensor, float]], unknowns: int, team: Team = ALONE
+) -> tuple[list[float], int]:
+    """The shortest x with the least |A x - b|², by the normal equations AᵀA x = Aᵀb.
+
+    These are sums over rows, so that processes share the rows out. Of counts of atoms AᵀA is exact,
+    in whatever order it is summed.
+
+    Args:
+        rows: of A, (unknowns,), and of b; the share of this process.
+        unknowns: their number.
+        team: the processes whose rows count.
+
+    Returns:
+        x, and the rank of A.
+    """
+    normal = torch.zeros(unknowns, unknowns + 1, dtype=torch.float64)
+    for row, value in rows:
+        normal += torch.outer(row, torch.cat([row, row.new_tensor([value])]))
+    team.add(normal)
+    left, right = normal[:, :-1].numpy(), normal[:, -1].numpy()
+    # Singular values of A are the roots of those of AᵀA, whose smallest are rounding at 1e-16.
+    solution, _, rank, _ = np.linalg.lstsq(left, right, rcond=1e-12)
+    return solution.tolist(), int(rank)
+
+
+def find_species(structures: Sequence[Frame | Example], team: Team = ALONE) -> tuple[int, ...]:
     """The atomic numbers that occur, ascending."""
-    found: set[int] = set()
-    for frame in frames:
-        found.update(frame.system.numbers.tolist())
-    return tuple(sorted(found))
+    found = torch.zeros(HEAVIEST + 1, dtype=torch.int64)
+    for each in team.share(structures):
+        found[each.system.numbers.cpu()] = 1
+    return tuple(torch.nonzero(team.add(found)).flatten().tolist())
 
 
-def force_scale(frames: Sequence[Frame]) -> float:
+def force_scale(frames: Sequence[Frame], team: Team = ALONE) -> float:
     """Root mean square of the force components, eV/Å; one where there are none to speak of."""
-    total, count = 0.0, 0
-    for frame in sample(frames):
+    sums = torch.zeros(2, dtype=torch.float64)  # of squares, and their number
+    for frame in sample(frames, team):
         forces = frame.labels.forces
-        total += float(forces.square().nansum())
-        count += int((~forces.isnan()).sum())
-    scale = (total / max(1, count)) ** 0.5
+        sums[0] += forces.square().nansum()
+        sums[1] += (~forces.isnan()).sum()
+    total, count = team.add(sums).tolist()
+    scale: float = (total / max(1.0, count)) ** 0.5
     return scale if scale > 1e-3 else 1.0
 
 
@@ -274,13 +307,14 @@ def sample(items: Sequence[Item], team: Team = ALONE) -> Iterator[Item]:
     return (items[index] for index in team.share(range(0, len(items), max(1, stride))))
 
 
-def average_neighbors(examples: Sequence[Example]) -> float:
+def average_neighbors(examples: Sequence[Example], team: Team = ALONE) -> float:
     """Neighbors per atom within the cutoff, averaged over all atoms; at least one."""
-    pairs, atoms = 0, 0
-    for each in sample(examples):
-        pairs += int(each.neighbors.valid.sum())
-        atoms += len(each.system.numbers)
-    return max(1.0, pairs / atoms)
+    sums = torch.zeros(2, dtype=torch.float64)  # of pairs, of atoms
+    for each in sample(examples, team):
+        sums[0] += each.neighbors.valid.sum().cpu()
+        sums[1] += len(each.system.numbers)
+    mean = team.add(sums)[0] / sums[1]
+    return max(1.0, float(mean))
 
 
 def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
@@ -317,20 +351,20 @@ def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
 
 
 def closest_distances(
-    examples: Iterable[Example], team: Team = ALONE
+    examples: Sequence[Example], team: Team = ALONE
 ) -> list[tuple[int, int, float]]:
     """The shortest distance of each pair of elements, less a margin for the next trajectory.
 
     Args:
-        examples: the frames; of a team, the share of this process.
-        team: the processes whose frames count.
+        examples: the frames.
+        team: the processes among which they are shared out.
 
     Returns:
         Atomic numbers, ascending, and Å; only pairs that come within the cutoff.
     """
     n = HEAVIEST + 1
     shortest = torch.full((n * n,), torch.inf, dtype=torch.float64)
-    for each in examples:
+    for each in team.share(examples):
         numbers, neighbors = each.system.numbers.cpu(), each.neighbors
         distance = pair_vectors(each.system, neighbors).norm(dim=2).cpu()
         other = numbers[neighbors.j.cpu()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import nn
 
 from mdlearn.atoms import Frame
@@ -12,7 +11,8 @@ from mdlearn.errors import UsageError
 from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.training.dataset import Example
+from mdlearn.training.dataset import Example, count_atoms, find_species, least_squares
+from mdlearn.training.team import ALONE, Team
 
 SLOWER = 0.2
 """The learning rate of a fine-tuning, as a share of that of a training from scratch: enough to
@@ -24,6 +24,7 @@ def adapt(
     examples: Sequence[Example],
     isolated: Sequence[Frame],
     closest: Sequence[tuple[int, int, float]],
+    team: Team = ALONE,
 ) -> ParametricPotential:
     """The network of a model, made ready for other frames.
 
@@ -37,11 +38,12 @@ def adapt(
         examples: frames to train on.
         isolated: frames of a single atom.
         closest: see `dataset.closest_distances`, of these frames.
+        team: the processes among which the frames are shared out.
 
     Raises:
         ModelError: a new element, and an architecture that cannot take it up.
     """
-    found = {int(z) for each in examples for z in each.system.numbers.unique().tolist()}
+    found = find_species(examples, team)
     given = {int(f.system.numbers[0]): float(f.labels.energy) for f in isolated}
     species = tuple(sorted({*old.species, *found, *given}))
     shortest = {(a, b): distance for a, b, distance in closest}
@@ -55,7 +57,7 @@ def adapt(
         return network
 
     energies = {z: 0.0 for z in species} | old.elements.energies() | given
-    return build(_shift(build(energies), examples, energies, fixed=set(given)))
+    return build(_shift(build(energies), examples, energies, set(given), team))
 
 
 def _shift(
@@ -63,19 +65,20 @@ def _shift(
     examples: Sequence[Example],
     energies: dict[int, float],
     fixed: set[int],
+    team: Team,
 ) -> dict[int, float]:
     """Energies of isolated atoms with which the network is right on average."""
     free = [z for z in energies if z not in fixed]
     if not free:
         return energies
-    missing, counts = [], []
-    for each in examples:
-        evaluation = evaluate(network, each.system, each.neighbors)
-        missing.append(float(each.labels.energy - evaluation.energy))
-        numbers = each.system.numbers.cpu().numpy()
-        counts.append([np.count_nonzero(numbers == z) for z in free])
-    shift = np.linalg.lstsq(np.array(counts, np.float64), np.array(missing), rcond=None)[0]
-    return energies | {z: energies[z] + float(s) for z, s in zip(free, shift, strict=True)}
+
+    def missing(each: Example) -> float:
+        found = evaluate(network, each.system, each.neighbors).energy
+        return float(each.labels.energy - found)
+
+    rows = ((count_atoms(each.system, free), missing(each)) for each in team.share(examples))
+    shift, _ = least_squares(rows, len(free), team)
+    return energies | {z: energies[z] + s for z, s in zip(free, shift, strict=True)}
 
 
 def freeze(network: nn.Module, names: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ from mdlearn.training.finetune import SLOWER, adapt, freeze
 from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.step import MOST_PARTS
-from mdlearn.training.team import Team, assemble
+from mdlearn.training.team import ALONE, Team, assemble
 
 GOLDEN_STRUCTURES = 2
 STATE = "training.safetensors"
@@ -119,8 +119,12 @@ class Watcher(NamedTuple):
     """After each epoch."""
 
 
-def read_data(config: TrainConfig) -> Data:
+def read_data(config: TrainConfig, team: Team = ALONE) -> Data:
     """Reads, checks and splits the frames that a configuration names.
+
+    Args:
+        config: names the files.
+        team: the processes among which frames that are not kept in memory are shared out.
 
     Raises:
         DataError: see `atoms.read_frames`; or there are fewer than two frames; or validation or
@@ -154,14 +158,16 @@ def read_data(config: TrainConfig) -> Data:
     if not valid:
         generator = np.random.default_rng(config.seed)
         frames, valid = split_frames(frames, config.valid_fraction, generator)
-    known = {*find_species(frames), *find_species(isolated)}
-    for frame in itertools.chain(valid, test):
-        unknown = set(frame.system.numbers.tolist()) - known
-        if unknown:
-            raise DataError(
-                f"{frame.name}: has elements that the training frames have not (atomic numbers"
-                f" {sorted(unknown)}); add such frames to {config.frames}, or leave this one out"
-            )
+    known = {*find_species(frames, team), *find_species(isolated)}
+    if not known.issuperset(find_species(valid, team) + find_species(test, team)):
+        for frame in itertools.chain(valid, test):
+            unknown = set(frame.system.numbers.tolist()) - known
+            if unknown:
+                raise DataError(
+                    f"{frame.name}: has elements that the training frames have not (atomic"
+                    f" numbers {sorted(unknown)}); add such frames to {config.frames}, or leave"
+                    " this one out"
+                )
     assert keys is not None
     return Data(frames, valid, test, isolated, keys)
 
@@ -261,20 +267,20 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     """The frames, the network and the schedule that a configuration asks for."""
     frames = config.frames
     assert frames is not None
-    data = read_data(config)
+    data = read_data(config, team)
     torch.manual_seed(config.seed)
     dtype = PRECISIONS[config.precision]
     model = load_model(config.from_, dtype) if config.from_ else None
     cutoff, examples = _see(config, model, data.train, device, team)
     if not model:
         config = config.model_copy(update={"cutoff_A": cutoff.radius})
-    closest = closest_distances(team.share(examples), team)
+    closest = closest_distances(examples, team)
     if model:
-        network, old = adapt(model.network, examples, data.isolated, closest), _old(model)
+        network, old = adapt(model.network, examples, data.isolated, closest, team), _old(model)
         reference = "those of the model, shifted by least squares to fit the frames"
     else:
-        energies, reference = fit_reference_energies(data.train, data.isolated)
-        network = make_network(config, data, examples, energies, closest)
+        energies, reference = fit_reference_energies(data.train, data.isolated, team)
+        network = make_network(config, data, examples, energies, closest, team)
         old = None
     network = network.to(device, dtype)
     if config.freeze:
@@ -299,7 +305,7 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         config.dipole_weight,
         config.loss,
     )
-    fingerprint = sha256(frames)
+    fingerprint = _hash(frames, team)
     training = Training(network, weights, schedule, fingerprint)
     reasons = {
         "cutoff": cutoff.reason,
@@ -330,6 +336,12 @@ def _see(
         if cutoff.radius == USUAL_CUTOFF:
             return cutoff, usual
     return cutoff, Examples(frames, cutoff.radius, device)
+
+
+def _hash(path: Path, team: Team) -> str:
+    """The hash of a file, which one process reads for all."""
+    digest = bytes.fromhex(sha256(path)) if team.rank == 0 else bytes(32)
+    return bytes(team.add(torch.tensor(list(digest))).tolist()).hex()
 
 
 def _why(config: TrainConfig, usual: str, *fields: str) -> str:
@@ -374,6 +386,7 @@ def make_network(
     examples: Sequence[Example],
     energies: Mapping[int, float],
     closest: Sequence[tuple[int, int, float]],
+    team: Team,
 ) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
     assert config.cutoff_A is not None
@@ -384,8 +397,8 @@ def make_network(
         features=config.features or size.features,
         interactions=config.interactions or size.interactions,
         radial=config.radial or size.radial,
-        average_neighbors=average_neighbors(examples),
-        scale=force_scale(data.train),
+        average_neighbors=average_neighbors(examples, team),
+        scale=force_scale(data.train, team),
         closest=tuple(closest),
         parity=config.parity,
         dipole=data.keys.dipole is not None and config.dipole_weight > 0.0,
