@@ -39,6 +39,12 @@ EAGER = (  # saves at every step, so that a kill finds something
     "from mdlearn.cli import main; main()"
 )
 
+SLOW = (  # takes its time with the statistics
+    "import pathlib, time; import mdlearn.training.run as run;"
+    "run.closest_distances = lambda *_: [pathlib.Path('begun').touch(), time.sleep(100)];"
+    "from mdlearn.cli import main; main()"
+)
+
 
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
@@ -175,6 +181,26 @@ def test_kills_leave_no_trace(here: Path, run: Run) -> None:
     code, _, err = run("train", "--resume", "cut")
     assert code == 2
     assert "this training is finished" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_ends_at_once(here: Path, number: signal.Signals) -> None:
+    """And leaves what was there as it was, even if it was to be overwritten."""
+    (here / "old").mkdir()
+    (here / "old" / "metrics.csv").write_text("precious")
+    command = [sys.executable, "-c", SLOW, *TRAIN, "old", "--overwrite"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300.0
+    while not (here / "begun").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60.0)
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == "mdlearn: interrupted"
+    assert {each.name for each in here.iterdir()} == {"frames.xyz", "begun", "old"}
+    assert [each.read_text() for each in (here / "old").iterdir()] == ["precious"]
 
 
 def test_two_processes_learn_what_one_does(here: Path, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -40,6 +41,8 @@ class Interruption:
     """Whether somebody asked to stop, and with which signal."""
 
     received = 0
+    at_once = False
+    """Whether the first signal, too, ends the program at once: there is nothing yet to be saved."""
 
 
 @contextmanager
@@ -48,8 +51,9 @@ def interruptible() -> Iterator[Interruption]:
     interruption = Interruption()
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if interruption.received:
-            raise KeyboardInterrupt
+        if interruption.received or interruption.at_once:
+            print("mdlearn: interrupted", file=sys.stderr)
+            sys.exit(128 + number)
         interruption.received = number
 
     previous = {each: signal.signal(each, remember) for each in (signal.SIGINT, signal.SIGTERM)}

@@ -25,8 +25,10 @@ def run(config: TrainConfig) -> int:
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
         parts = 1
+        interruption.at_once = True
 
         def on_start(start: Start) -> None:
+            interruption.at_once = False
             starts.append(start)
             last.extend(start.training.history)
             _describe(start)

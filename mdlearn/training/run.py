@@ -112,7 +112,7 @@ class Watcher(NamedTuple):
     """Whom a run tells how it goes."""
 
     on_start: Callable[[Start], None]
-    """Before the first step."""
+    """Before the first step, and before anything is written."""
     stops: Callable[[int, int], bool]
     """After each step: steps done in this epoch, and steps in an epoch; returns whether to stop."""
     on_epoch: Callable[[Epoch], None]
@@ -194,6 +194,8 @@ def train(config: TrainConfig, watcher: Watcher) -> Result | None:
         start = _resume(config, device, team) if config.resume else _prepare(config, device, team)
         folder, training = start.folder, start.training
         watcher.on_start(start)
+        if team.rank == 0 and not config.resume:
+            _open_folder(start)
         valid = Batches(
             Examples(team.share(start.data.valid), start.examples.cutoff, device),
             start.config.batch_atoms,
@@ -223,7 +225,7 @@ def train(config: TrainConfig, watcher: Watcher) -> Result | None:
 
 
 def _prepare(config: TrainConfig, device: torch.device, team: Team) -> Start:
-    """A new training, and its folder."""
+    """A new training; nothing is written yet."""
     assert config.frames is not None
     folder = config.output or Path(f"{config.frames.name.split('.')[0]}-run")
     require_findings(_accepted(config))
@@ -232,12 +234,17 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> Start:
     start = _set_up(config, folder, device, team)
     if team.rank == 0:
         start = start._replace(findings=_examine(start.data, config))
-        make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
-        # A training may be resumed from another folder.
-        inputs = {name: value.resolve() for name, value in config if isinstance(value, Path)}
-        stored = start.config.model_copy(update={**inputs, "output": folder})
-        write_atomically(folder / "config.toml", to_toml(stored).encode())
     return start
+
+
+def _open_folder(start: Start) -> None:
+    """Makes the folder of a new training, with its configuration."""
+    folder, config = start.folder, start.config
+    make_run_folder(folder, overwrite=config.overwrite, contents=OUTPUTS)
+    # A training may be resumed from another folder.
+    inputs = {name: value.resolve() for name, value in config if isinstance(value, Path)}
+    stored = config.model_copy(update={**inputs, "output": folder})
+    write_atomically(folder / "config.toml", to_toml(stored).encode())
 
 
 def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
