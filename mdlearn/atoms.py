@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import DataError, MDLearnError, ModelError
-from mdlearn.neighbors import build, pair_vectors
+from mdlearn.neighbors import Neighbors, build, pair_vectors
 from mdlearn.system import System
 
 SMALLEST_DISTANCE = 0.1
@@ -240,16 +240,19 @@ def to_system(atoms: ase.Atoms) -> System:
     )
 
 
-def check_structure(system: System, name: str) -> None:
-    """Turns away a structure that no potential could make sense of.
+def check_geometry(system: System, name: str) -> Neighbors:
+    """Turns away a structure that is no structure.
 
     Args:
         system: a single system.
         name: what to call it in messages, as in `frames.xyz:12`.
 
+    Returns:
+        The pairs of near atoms.
+
     Raises:
-        DataError: no atoms, a dummy atom, a position that is not finite, a periodic cell without
-            volume, or two atoms closer than `SMALLEST_DISTANCE`.
+        DataError: no atoms, a dummy atom, a position that is not finite, or a periodic cell without
+            volume.
     """
     if len(system.numbers) == 0:
         raise DataError(f"{name}: this frame has no atoms; remove it")
@@ -269,9 +272,22 @@ def check_structure(system: System, name: str) -> None:
         )
     try:
         # Looking further than need be is faster: the search lays a grid of cells this wide.
-        pairs = build(system, _SEARCHED)
+        return build(system, _SEARCHED)
     except MDLearnError as error:
         raise DataError(f"{name}: {error}") from None
+
+
+def check_structure(system: System, name: str) -> None:
+    """Turns away a structure that no potential could make sense of.
+
+    Args:
+        system: a single system.
+        name: what to call it in messages, as in `frames.xyz:12`.
+
+    Raises:
+        DataError: see `check_geometry`; or two atoms are closer than `SMALLEST_DISTANCE`.
+    """
+    pairs = check_geometry(system, name)
     distances = pair_vectors(system, pairs).norm(dim=2)  # (n_atoms, K); padding is far away
     overlaps = torch.nonzero(distances < SMALLEST_DISTANCE)
     if len(overlaps):

@@ -174,7 +174,7 @@ def _page(folder: Path, model: Model, compared: Mapping[str, Comparison]) -> str
     settings = tomllib.loads((folder / "config.toml").read_text("utf-8"))
     elements = model.network.elements.energies()
     network = model.network.settings._asdict()
-    closest = network.pop("closest")
+    closest, forces = network.pop("closest"), dict(network.pop("largest_forces"))
     weights = sum(each.numel() for each in model.network.parameters())
     title = f"{network['architecture']} for {', '.join(chemical_symbols[z] for z in elements)}"
     body = [
@@ -201,13 +201,19 @@ def _page(folder: Path, model: Model, compared: Mapping[str, Comparison]) -> str
         _html(Table("", ("", ""), list(_flatten(provenance))), text=True),
         _html(
             Table(
-                "isolated atoms",
-                ("element", "energy, eV", "wall between two, Å"),
+                "elements",
+                (
+                    "",
+                    "energy of the isolated atom, eV",
+                    "wall between two, Å",
+                    "largest force, eV/Å",
+                ),
                 [
                     (
                         chemical_symbols[z],
                         f"{energy:.6f}",
                         next((f"{d:.3f}" for a, b, d in closest if a == b == z), "–"),
+                        f"{forces[z]:.3g}" if z in forces else "–",
                     )
                     for z, energy in elements.items()
                 ],

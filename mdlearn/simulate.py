@@ -3,13 +3,16 @@
 A step has fixed shapes and never waits for a value. So the driver runs a block of steps on one
 neighbor list and looks once, at its end, for how many of them the list was good: if not for all,
 the block is done again up to the last good step, and a new list is built there. The noise of a
-step depends on the seed and the step alone, so steps that are done again are the same steps.
+step depends on the seed and the step alone, so steps that are done again are the same steps. So are
+the last ones before a guard tripped: nothing is recorded in case one does.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
+from mdlearn.guards import Limits, Trip, find_trips, leap, shares
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -34,9 +38,8 @@ BLOCK = {"cpu": 1, "cuda": 32}
 They change the time that a run takes, and not a bit of it."""
 FLAT = 1e-6
 """A moment of inertia that is so much smaller than another one is that of a line."""
-LARGEST_DRIFT = 0.3
-"""eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
-spread over a molecule: far beyond any error of integration that one could live with."""
+CRASH_STEPS = 50
+"""What is kept, step by step, of the way to where a guard tripped."""
 
 
 Course = Callable[[int], Tensor]
@@ -56,6 +59,8 @@ class Dynamics(NamedTuple):
     """Of the noise, for each system: alone it sees the same noise as in a batch."""
     mobile: Tensor | None = None
     """(n_atoms, 1), zero for atoms that are held where they are and one for others."""
+    limits: Limits | None = None
+    """What the guards hold the run to; None for no guard but that of the conserved energy."""
 
     def forces(self, neighbors: Neighbors) -> Forces:
         """The potential on one list; atoms that are held feel nothing."""
@@ -107,6 +112,27 @@ class Snapshot(NamedTuple):
     neighbors: Neighbors
     conserved: Tensor
     """(n_systems,) eV, the conserved energy at the start of the simulation."""
+
+
+class CrashError(UnstableError):
+    """A simulation that was stopped by a guard."""
+
+    def __init__(self, trips: Sequence[Trip], snapshots: Sequence[Snapshot]) -> None:
+        """Says what happened.
+
+        Args:
+            trips: the guards that tripped, for each system at most one.
+            snapshots: of the last steps, at most `CRASH_STEPS`, every one of them. The last is that
+                of the trip if its neighbor list was good, and that before it if an atom moved too
+                far.
+        """
+        what = "; ".join(f"step {each.step}: {each.text}" for each in trips)
+        super().__init__(
+            f"{what}; the time step is too long, or the atoms have gone where the model was never"
+            " trained"
+        )
+        self.trips = trips
+        self.snapshots = snapshots
 
 
 def start(dynamics: Dynamics, system: System, momenta: Tensor) -> Snapshot:
@@ -218,42 +244,78 @@ def simulate(
         The last snapshot; its step is `steps` unless `observe` ended the run.
 
     Raises:
-        UnstableError: positions are not finite, an atom moved further in one step than the list can
-            follow, or the conserved energy has left its starting value.
+        CrashError: a guard tripped, see `guards.shares`; or an atom moved further in one step than
+            the list can follow.
+        UnstableError: a system without periodic directions has flown apart.
     """
     state, neighbors, conserved = snapshot
+    older = newer = snapshot
     block = BLOCK[state.momenta.device.type]
     while state.step < steps:
         length = min(block, every - state.step % every, steps - state.step)
-        trial, good = _run_block(dynamics, state, neighbors, length)
+        trial, good, share = _run_block(dynamics, state, neighbors, conserved, length)
         if good < length:
             if good == 0 and torch.equal(state.system.positions, neighbors.reference):
-                first, _ = _run_block(dynamics, state, neighbors, 1)
-                _explain(state, first)
+                first, _, _ = _run_block(dynamics, state, neighbors, conserved, 1)
+                raise CrashError([leap(state, first)], _replay(dynamics, older, state.step))
             # Up to the last good step, and a new list there and nowhere else: so the life of a list
             # depends on the trajectory alone, and so do its bits, however the run is cut up.
-            trial, _ = _run_block(dynamics, state, neighbors, good)
+            trial, _, share = _run_block(dynamics, state, neighbors, conserved, good)
+        if not share <= 1.0:  # NaN trips too
+            last = Snapshot(_to_trip(dynamics, state, neighbors, conserved), neighbors, conserved)
+            way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
+            raise CrashError(find_trips(*last, dynamics.limits), way)
+        if good < length:
             capacity = neighbors.j.shape[1]
             neighbors = build(trial.system, dynamics.potential.cutoff, SKIN, capacity)
         state = trial
-        if good and (state.step % every == 0 or state.step == steps):
-            _check_energy(state, conserved)
-            if not observe(Snapshot(state, neighbors, conserved)):
-                break
+        snapshot = Snapshot(state, neighbors, conserved)
+        if state.step - newer.state.step >= CRASH_STEPS:
+            older, newer = newer, snapshot
+        seen = good and (state.step % every == 0 or state.step == steps)
+        if seen and not observe(snapshot):
+            break
     return Snapshot(state, neighbors, conserved)
 
 
 def _run_block(
-    dynamics: Dynamics, state: State, neighbors: Neighbors, length: int
-) -> tuple[State, int]:
-    """Runs some steps on one list; returns the last state, and how many steps the list was good."""
+    dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: Tensor, length: int
+) -> tuple[State, int, float]:
+    """Runs some steps on one list.
+
+    Returns:
+        The last state, how many steps the list was good, and the largest of the guards' shares.
+    """
     moved = moved_since_build(state.system, neighbors)
-    good = torch.zeros_like(moved)
+    good, share = torch.zeros_like(moved), torch.zeros_like(moved)
     for _ in range(length):
         state = dynamics.step(state, neighbors)
         moved = torch.maximum(moved, moved_since_build(state.system, neighbors))
         good = good + (moved <= SKIN / 2)  # False for NaN too, and from then on
-    return state, int(good)
+        share = torch.maximum(share, shares(state, neighbors, conserved, dynamics.limits).max())
+    steps, largest = torch.stack([good, share]).tolist()
+    return state, int(steps), largest
+
+
+def _to_trip(dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: Tensor) -> State:
+    """The first state of a block in which a guard trips."""
+    share = 0.0
+    while share <= 1.0:
+        state, _, share = _run_block(dynamics, state, neighbors, conserved, 1)
+    return state
+
+
+def _replay(dynamics: Dynamics, snapshot: Snapshot, end: int) -> list[Snapshot]:
+    """The last steps up to one before any guard trips: they are the same again."""
+    way = deque([snapshot], CRASH_STEPS)
+
+    def observe(each: Snapshot) -> bool:
+        way.append(each)
+        return True
+
+    with suppress(CrashError):  # of a device that does not give the same bits again
+        simulate(dynamics, snapshot, steps=end, every=1, observe=observe)
+    return list(way)
 
 
 def noise(seed: int, step: int, draws: int, like: Tensor) -> Tensor:
@@ -317,28 +379,3 @@ def _mean(values: Tensor, system: System) -> Tensor:
     """The mean over the atoms of each system by mass, (n_atoms, 3) -> (n_systems, 3)."""
     total = sum_by_system(system.masses[:, None] * values, system)
     return total / sum_by_system(system.masses, system)[:, None]
-
-
-def _check_energy(state: State, conserved: Tensor) -> None:
-    """Raises if the conserved energy of a system has gone where no honest run goes."""
-    n_atoms = sum_by_system(torch.ones_like(state.system.masses), state.system)
-    drift = (conserved_energy(state) - conserved) / n_atoms
-    worst = int(drift.abs().argmax())
-    if not abs(float(drift[worst])) <= LARGEST_DRIFT:
-        raise UnstableError(
-            f"step {state.step}: the conserved energy has moved by {float(drift[worst]):.2g} eV per"
-            f" atom (limit {LARGEST_DRIFT}); the time step is too long, or the atoms"
-            " have gone where the model was never trained: halve --timestep, or add such frames"
-        )
-
-
-def _explain(state: State, trial: State) -> None:
-    """Raises with the atom that moved too far in a single step."""
-    distance = (trial.system.positions - state.system.positions).norm(dim=1)
-    distance = torch.where(distance.isnan(), torch.inf, distance)
-    atom = int(distance.argmax())
-    raise UnstableError(
-        f"step {trial.step}: atom {atom} moved {float(distance[atom]):.2f} Å in one step (limit"
-        f" {SKIN / 2:.2f}); the time step is too long, or the atoms have gone where the model was"
-        " never trained: halve --timestep, relax the structure, or add such frames to the training"
-    )

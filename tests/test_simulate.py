@@ -227,7 +227,7 @@ def test_too_large_a_step_names_step_and_atom() -> None:
     momenta = torch.zeros_like(system.positions)
     momenta[5, 1] = system.masses[5] * 0.4 / (0.5 * fs)  # 0.4 Å in a single step
     integrator, network = INTEGRATORS["nve"], random_schnet(scale=0.1)
-    with pytest.raises(UnstableError, match=r"step 1: atom 5 moved 0\.\d\d Å in one step"):
+    with pytest.raises(UnstableError, match=r"step 1: atom 5 \(H\) moved 0\.\d\d Å in one step"):
         go(
             start(isolated(network, integrator, system), system, momenta),
             integrator,
@@ -238,7 +238,7 @@ def test_too_large_a_step_names_step_and_atom() -> None:
 
 def test_blow_up_is_an_error() -> None:
     integrator = velocity_verlet(40.0 * fs)
-    with pytest.raises(UnstableError, match=r"step \d+: .*--timestep"):
+    with pytest.raises(UnstableError, match=r"step \d+: .*time step"):
         go(hot_start(integrator), integrator, 1000)
 
 
@@ -251,7 +251,7 @@ def test_forces_that_are_no_numbers_are_an_error() -> None:
     broken = Broken(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF).double()
     integrator = INTEGRATORS["nve"]
     snapshot = hot_start(integrator, broken)
-    with pytest.raises(UnstableError, match=r"step 1: atom \d moved inf"):
+    with pytest.raises(UnstableError, match=r"step 1: atom \d \(\w\) has no finite position"):
         go(snapshot, integrator, 100, network=broken)
 
 
@@ -275,7 +275,7 @@ def test_energy_that_leaves_its_value_is_an_error(offset: float, stops: bool) ->
 
     first = hot_start(integrator, network)
     if stops:
-        with pytest.raises(UnstableError, match=r"step 30: .*conserved energy.*0\.5 eV per"):
+        with pytest.raises(UnstableError, match=r"step 21: .*conserved energy.*0\.5 eV per"):
             go(first, integrator, 100, network=network, observe=shift)
     else:
         assert go(first, integrator, 50, network=network, observe=shift).state.step == 50

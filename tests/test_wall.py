@@ -12,8 +12,8 @@ import torch
 from mdlearn.atoms import read_frames, to_system
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.pairs import distances
-from mdlearn.potentials.wall import STIFFNESS, Wall
-from mdlearn.training.dataset import WALL_MARGIN, closest_distances, make_example
+from mdlearn.potentials.wall import STIFFNESS, WALL_MARGIN, Wall
+from mdlearn.training.dataset import closest_distances, make_example
 
 SPECIES = (1, 8)
 CUTOFF = 3.0

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from mdlearn import units
 from mdlearn.config import PRECISION, Config, parse_course, parse_duration
 from mdlearn.errors import UsageError
+from mdlearn.guards import Limits, make_limits
 from mdlearn.integrators import (
     Integrator,
     cell_rescaling,
@@ -115,6 +116,11 @@ class SimulateConfig(Config):
         description="stop after so much wall-clock time, as in 23h, in a state to resume from",
     )
     every: int = Field(10, ge=1, description="steps between frames of the trajectory")
+    guards: Literal["on", "off"] = Field(
+        "on",
+        description="stop where atoms come too near, forces too large or temperatures too high for"
+        " what the model was trained on",
+    )
 
     seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
@@ -156,7 +162,17 @@ def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: 
         _course(config.pressure_GPa, units.GPa, config, system),
         [config.seed],
         mobile,
+        _limits(config, network, system),
     )
+
+
+def _limits(config: SimulateConfig, network: ParametricPotential, system: System) -> Limits:
+    """What the guards hold the run to: without them, that atoms do not overlap."""
+    hottest = max(value for _, value in parse_course(config.temperature_K, TIMES)) * units.kB
+    kT = torch.full_like(system.charge, hottest if config.ensemble != "nve" else torch.inf)
+    if config.guards == "off":
+        return make_limits((), (), torch.full_like(kT, torch.inf))
+    return make_limits(network.settings.closest, network.settings.largest_forces, kT)
 
 
 def _integrator(config: SimulateConfig) -> Integrator:

@@ -11,17 +11,20 @@ from typing import NamedTuple
 import ase
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from mdlearn import __version__, units
 from mdlearn.analysis import energy_drift, first_broken_bond
-from mdlearn.atoms import check_structure, read_atoms, require_species, to_system
+from mdlearn.atoms import check_geometry, read_atoms, require_species, to_system
 from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
+from mdlearn.cli.crash import crash_path, explain, refuse_start
 from mdlearn.cli.ensembles import SimulateConfig, fixed_atoms, make_dynamics, timed
 from mdlearn.cli.options import verb
 from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
+from mdlearn.guards import lonely_atoms
 from mdlearn.integrators import (
     State,
     conserved_energy,
@@ -32,6 +35,7 @@ from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import (
+    CrashError,
     Dynamics,
     Snapshot,
     maxwell_boltzmann,
@@ -118,6 +122,9 @@ def _prepare(config: SimulateConfig) -> Setup:
     if dynamics.mobile is not None:
         momenta = momenta * dynamics.mobile
     snapshot = start(dynamics, system, momenta)
+    refuse_start(config, dynamics, snapshot)
+    if config.overwrite:
+        crash_path(output).unlink(missing_ok=True)
     writer = TrajectoryWriter.create(
         output,
         numbers=atoms.numbers,
@@ -199,7 +206,7 @@ def _place(
     """Network and system on the device that was asked for, if they belong together."""
     device = choose_device(config.device)
     system = to_system(atoms)
-    check_structure(system, str(config.structure))
+    check_geometry(system, str(config.structure))
     require_species(model.network.species, system, str(config.structure))
     return model.network.to(device), System(*(each.to(device) for each in system))
 
@@ -210,6 +217,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     choose_threads(setup.snapshot.neighbors.j.numel())
     first, latest = setup.snapshot.state.step, setup.snapshot
     began = committed = time.monotonic()
+    warned = False
     wish = writer.path.parent / "EXIT"
 
     def told_to_stop() -> bool:
@@ -218,6 +226,19 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             return True
         late = config.max_time_s is not None and time.monotonic() - began > config.max_time_s
         return late or bool(interruption.received)
+
+    def warn_of_lonely_atoms(snapshot: Snapshot) -> None:
+        nonlocal warned
+        state, neighbors, _ = snapshot
+        lonely = [] if warned else lonely_atoms(state.system, neighbors)
+        if lonely:
+            warned = True
+            n, reach = lonely[0], float(neighbors.reach)
+            element = chemical_symbols[int(state.system.numbers[n])]
+            err.print(
+                f"warning     step {state.step}: atom {n} ({element}) has no neighbor within"
+                f" {reach:g} Å; the model gives it no force and the energy of an isolated atom"
+            )
 
     with Line() as line:
 
@@ -230,6 +251,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             if now - committed > COMMIT_S:
                 writer.commit(save(snapshot))
                 committed = now
+            warn_of_lonely_atoms(snapshot)
             rate = (state.step - first) / (now - began)  # steps/s
             line.show(_progress(config, snapshot, rate))
             return not told_to_stop()
@@ -243,7 +265,9 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
                 observe=observe,
             )
         except UnstableError as error:
-            where = f"{writer.path} holds the {latest.state.step} steps before"
+            if isinstance(error, CrashError):
+                error = explain(error, config, setup.dynamics, writer.path)
+            where = f"{writer.path} ends at step {latest.state.step}"
             raise UnstableError(f"{error}; {where}") from None
         finally:
             writer.commit(save(latest))
@@ -348,6 +372,12 @@ command = verb(
     reads. Time step in fs, temperature in K, pressure in GPa, friction in 1/ps. The trajectory is
     H5MD; Ctrl-C, --max-time, or a file EXIT beside the trajectory end the run at a step that
     --resume goes on from (exit code 130, 124, 124).
+
+    Guards stop a run that has left the physics (exit code 5), say which atom did what, and keep the
+    last 50 steps in TRAJECTORY-crash.extxyz: a pair closer than 0.75 of the shortest distance of
+    the training frames (0.92 before the first step), a force over 5 times their largest on that
+    element and over 10 eV/Å, a temperature over 3 times the highest of the thermostat and what
+    fluctuates, or the conserved energy off by 0.3 eV per atom.
 
     \b
     Ensembles:

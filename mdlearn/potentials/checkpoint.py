@@ -223,7 +223,10 @@ def _make_network(
 ) -> ParametricPotential:
     energies = {int(z): energy for z, energy in header["reference_energies"].items()}
     settings = Settings(**header["settings"])
-    settings = settings._replace(closest=tuple((a, b, d) for a, b, d in settings.closest))
+    settings = settings._replace(
+        closest=tuple((a, b, d) for a, b, d in settings.closest),
+        largest_forces=tuple((z, force) for z, force in settings.largest_forces),
+    )
     network = make_potential(tuple(header["species"]), energies, settings).to(dtype)
     network.load_state_dict(weights)
     return network

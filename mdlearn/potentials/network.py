@@ -54,6 +54,9 @@ class Settings(NamedTuple):
     """`so3` for a network that can tell mirror images apart; most cannot."""
     dipole: bool = False
     """Whether there are heads for charges and atomic dipoles."""
+    largest_forces: tuple[tuple[int, float], ...] = ()
+    """On an atom of each element in the training frames: atomic numbers and eV/Å. Older models have
+    none. Nothing is made from them; a simulation is told where the model has been."""
 
 
 class Representation(NamedTuple):

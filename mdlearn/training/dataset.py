@@ -17,6 +17,7 @@ from mdlearn.atoms import Frame, Labels
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.packed import PackedFrames
 from mdlearn.potentials.elements import HEAVIEST
+from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System
 from mdlearn.training.team import ALONE, Team
 
@@ -26,10 +27,6 @@ USUAL_CUTOFF = 5.0
 """Å. Holds a molecule of ten atoms, 50 neighbors in water, and 26 to 54 in most metals."""
 MOST_NEIGHBORS = 70
 """More cost more than they teach; the densest organic crystals have 68 within 5 Å."""
-WALL_MARGIN = 0.92
-"""Where the wall begins, as a share of the shortest distance among the training frames. Closer to
-one it stands in the way of hotter dynamics than the training frames': with 0.97 it was most of the
-error of forces at 1200 K of a network trained on 3BPA at 300 K."""
 
 
 class Example(NamedTuple):
@@ -296,6 +293,16 @@ def force_scale(frames: Sequence[Frame], team: Team = ALONE) -> float:
     total, count = team.add(sums).tolist()
     scale: float = (total / max(1.0, count)) ** 0.5
     return scale if scale > 1e-3 else 1.0
+
+
+def largest_forces(frames: Sequence[Frame], team: Team = ALONE) -> list[tuple[int, float]]:
+    """The largest force on an atom of each element, eV/Å; elements without labels are left out."""
+    lowest = torch.zeros(HEAVIEST + 1, dtype=torch.float64)  # minus the largest
+    for frame in sample(frames, team):
+        size = frame.labels.forces.norm(dim=1).nan_to_num(0.0)
+        lowest.scatter_reduce_(0, frame.system.numbers, -size, "amin")
+    found = (-team.lowest(lowest)).tolist()
+    return [(element, force) for element, force in enumerate(found) if force > 0.0]
 
 
 Item = TypeVar("Item")

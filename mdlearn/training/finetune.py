@@ -24,6 +24,7 @@ def adapt(
     examples: Sequence[Example],
     isolated: Sequence[Frame],
     closest: Sequence[tuple[int, int, float]],
+    forces: Sequence[tuple[int, float]],
     team: Team = ALONE,
 ) -> ParametricPotential:
     """The network of a model, made ready for other frames.
@@ -38,6 +39,7 @@ def adapt(
         examples: frames to train on.
         isolated: frames of a single atom.
         closest: see `dataset.closest_distances`, of these frames.
+        forces: see `dataset.largest_forces`, of these frames.
         team: the processes among which the frames are shared out.
 
     Raises:
@@ -49,7 +51,13 @@ def adapt(
     shortest = {(a, b): distance for a, b, distance in closest}
     for a, b, distance in old.settings.closest:
         shortest[a, b] = min(distance, shortest.get((a, b), distance))
-    settings = old.settings._replace(closest=tuple((*pair, d) for pair, d in shortest.items()))
+    largest = dict(forces)
+    for z, force in old.settings.largest_forces:
+        largest[z] = max(force, largest.get(z, force))
+    settings = old.settings._replace(
+        closest=tuple((*pair, d) for pair, d in shortest.items()),
+        largest_forces=tuple(largest.items()),
+    )
 
     def build(energies: dict[int, float]) -> ParametricPotential:
         network = make_potential(species, energies, settings).to(next(old.parameters()))

@@ -40,6 +40,7 @@ from mdlearn.training.dataset import (
     fit_reference_energies,
     force_scale,
     frame_sizes,
+    largest_forces,
     sample,
     select,
     split_frames,
@@ -282,12 +283,14 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     if not model:
         config = config.model_copy(update={"cutoff_A": cutoff.radius})
     closest = closest_distances(examples, team)
+    forces = largest_forces(data.train, team)
     if model:
-        network, old = adapt(model.network, examples, data.isolated, closest, team), _old(model)
+        network = adapt(model.network, examples, data.isolated, closest, forces, team)
+        old = _old(model)
         reference = "those of the model, shifted by least squares to fit the frames"
     else:
         energies, reference = fit_reference_energies(data.train, data.isolated, team)
-        network = make_network(config, data, examples, energies, closest, team)
+        network = make_network(config, data, examples, energies, closest, forces, team)
         old = None
     network = network.to(device, dtype)
     if config.freeze:
@@ -393,6 +396,7 @@ def make_network(
     examples: Sequence[Example],
     energies: Mapping[int, float],
     closest: Sequence[tuple[int, int, float]],
+    forces: Sequence[tuple[int, float]],
     team: Team,
 ) -> ParametricPotential:
     """The network that a configuration asks for, fitted in size and scale to the frames."""
@@ -409,6 +413,7 @@ def make_network(
         closest=tuple(closest),
         parity=config.parity,
         dipole=data.keys.dipole is not None and config.dipole_weight > 0.0,
+        largest_forces=tuple(forces),
     )
     return make_potential(tuple(sorted(energies)), energies, settings)
 

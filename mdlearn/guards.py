@@ -1,0 +1,298 @@
+"""Guards: what no sound simulation exceeds, and who did when one has.
+
+`shares` belongs to a step: fixed shapes, and nothing waits for a value. The driver keeps the
+largest that it has seen in a block and looks once, at the end. Everything else looks at values, and
+names the atom once a guard has tripped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from mdlearn.integrators.integrator import Forces, State, conserved_energy, kinetic_energy
+from mdlearn.neighbors import SKIN, Neighbors, pair_vectors
+from mdlearn.potentials.wall import WALL_MARGIN
+from mdlearn.system import System, sum_by_system
+from mdlearn.units import kB
+
+NEAREST = 0.75
+"""Of the shortest distance of two elements in the training frames. There the `Wall` costs 2.5 eV,
+which no collision below some 2,000 K has to spend."""
+UNSEEN = 0.13
+"""Å, in place of it for elements that never came near each other there: they overlap at 0.1 Å."""
+STRONGEST = 5.0
+"""Times the largest force on an atom of an element in the training frames."""
+STRONG = 10.0
+"""eV/Å that are always allowed: about twice what a bond has at room temperature, even if all
+training frames are relaxed."""
+HOTTEST = 3.0
+"""Times the highest temperature of the thermostat, besides what fluctuations do."""
+WARM = 300.0 * kB
+"""eV. Colder targets are taken for this one: a strained structure warms up before it cools."""
+RARE = 30.0
+"""The largest fluctuation of the kinetic energy is one that exp(30) = 10¹³ steps have once."""
+LARGEST_DRIFT = 0.3
+"""eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
+spread over a molecule: far beyond any error of integration that one could live with."""
+POWER_ITERATIONS = 30
+PROBE = 0.01
+"""Å that the atom moves which moves most in a finite difference."""
+
+
+class Limits(NamedTuple):
+    """What is known of a model and a run that a simulation is held to."""
+
+    distance: Tensor
+    """(119, 119) Å by atomic numbers, the shortest of the training frames."""
+    nearest: float
+    """The share of it that atoms may come near."""
+    force: Tensor
+    """(119,) eV/Å by atomic number; infinite where nothing is known."""
+    kT: Tensor
+    """(n_systems,) eV, the highest of the thermostat; infinite where there is none."""
+
+
+class Trip(NamedTuple):
+    """A guard that has tripped."""
+
+    step: int
+    system: int
+    atom: int
+    """Of that system, from 0."""
+    value: float
+    limit: float
+    text: str
+    """What happened: atom, element, value, limit, unit."""
+
+
+def make_limits(
+    closest: Sequence[tuple[int, int, float]],
+    largest_forces: Sequence[tuple[int, float]],
+    kT: Tensor,
+) -> Limits:
+    """Limits from what a model knows of its training frames.
+
+    Args:
+        closest: pairs of atomic numbers, and where their wall begins, Å.
+        largest_forces: atomic numbers, and the largest force on such an atom, eV/Å.
+        kT: (n_systems,) eV, the highest of the thermostat; infinite where there is none.
+    """
+    n = len(chemical_symbols)
+    distance, force = kT.new_full((n, n), UNSEEN), kT.new_full((n,), torch.inf)
+    for one, other, wall in closest:
+        distance[one, other] = distance[other, one] = max(UNSEEN, wall / WALL_MARGIN)
+    for element, largest in largest_forces:
+        force[element] = max(STRONG, STRONGEST * largest)
+    return Limits(distance, NEAREST, force, kT.clamp_min(WARM))
+
+
+def at_start(limits: Limits) -> Limits:
+    """The limits before the first step, when nothing can have collided yet."""
+    return limits._replace(nearest=WALL_MARGIN)
+
+
+def shares(state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None) -> Tensor:
+    """How much of its limit each guarded quantity of each system has used.
+
+    A sound one is at most one; those of distance and force are squared.
+
+    Args:
+        state: after a step.
+        neighbors: a list that is good for it.
+        conserved: (n_systems,) eV, the conserved energy at the start.
+        limits: None for no guard but that of the energy.
+
+    Returns:
+        (4, n_systems): of distance, force, kinetic and conserved energy; or of the last alone. NaN
+        where there is no number.
+    """
+    system = state.system
+    drift = _drift(state, conserved).abs() / LARGEST_DRIFT
+    if limits is None:
+        return drift[None]
+    squared = pair_vectors(system, neighbors).square().sum(2)  # (n_atoms, K)
+    close = (_nearest(state, neighbors, limits).square() / squared).amax(1)
+    strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
+    hot = kinetic_energy(state) / _largest_kinetic_energy(state, limits)
+    return torch.stack([_largest(close, system), _largest(strong, system), hot, drift])
+
+
+def find_trips(
+    state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None
+) -> list[Trip]:
+    """The guards that have tripped, the first one of each system; see `shares`."""
+    exceeded = ~(shares(state, neighbors, conserved, limits) <= 1.0)  # True for NaN
+    trips = []
+    for index in torch.nonzero(exceeded.any(0)).flatten().tolist():
+        guard = int(torch.nonzero(exceeded[:, index])[0]) + 4 - len(exceeded)
+        if limits is None or guard == 3:
+            trips.append(_torn(state, index, float(_drift(state, conserved)[index])))
+        elif guard == 0:
+            trips.append(_close(state, index, neighbors, limits))
+        elif guard == 1:
+            trips.append(_strong(state, index, limits))
+        else:
+            trips.append(_hot(state, index, limits))
+    return trips
+
+
+def leap(state: State, trial: State) -> Trip:
+    """The atom that moved further in one step than a neighbor list can follow."""
+    distance = (trial.system.positions - state.system.positions).norm(dim=1)
+    n = int(distance.argmax())  # of a NaN, if there is one
+    value = float(distance[n])
+    if math.isfinite(value):
+        text = f"{_name(state, n)} moved {value:.2f} Å in one step (limit {SKIN / 2:.2f} Å)"
+    else:
+        text = f"{_name(state, n)} has no finite position: the force on it was not a number"
+    return _trip(trial, n, value, SKIN / 2, text)
+
+
+def lonely_atoms(system: System, neighbors: Neighbors) -> list[int]:
+    """Atoms that had no neighbor when the list was built, but for systems of a single atom."""
+    n_atoms = sum_by_system(torch.ones_like(system.masses), system)
+    alone = ~neighbors.valid.any(1) & (n_atoms[system.system] > 1.0)
+    found: list[int] = torch.nonzero(alone).flatten().tolist()
+    return found
+
+
+def fastest_period(system: System, forces: Forces) -> float:
+    """The period of the fastest vibration, in Å sqrt(u/eV).
+
+    2π/ω, where ω² is the eigenvalue of largest modulus of the mass-weighted Hessian, by power
+    iteration on differences of forces.
+
+    Args:
+        system: one or several; the fastest of all counts.
+        forces: on a list that is good for it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mode = torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+    mode = mode.to(system.positions)
+    root = system.masses.sqrt()[:, None]
+    still = forces(system).forces
+    for _ in range(POWER_ITERATIONS):
+        displacement = mode / root
+        displacement = displacement * (PROBE / displacement.norm(dim=1).max())
+        moved = system._replace(positions=system.positions + displacement)
+        change = (forces(moved).forces - still) / root
+        square = change.norm() / (displacement * root).norm()
+        mode = change
+    return float(2.0 * math.pi / square.sqrt())
+
+
+def _drift(state: State, conserved: Tensor) -> Tensor:
+    """How far the conserved energy has moved, (n_systems,) eV per atom."""
+    n_atoms = sum_by_system(torch.ones_like(state.system.masses), state.system)
+    return (conserved_energy(state) - conserved) / n_atoms
+
+
+def _nearest(state: State, neighbors: Neighbors, limits: Limits) -> Tensor:
+    """How near the atoms of each pair may come, (n_atoms, K) Å."""
+    numbers = state.system.numbers
+    return limits.nearest * limits.distance[numbers[:, None], numbers[neighbors.j]]
+
+
+def _largest_kinetic_energy(state: State, limits: Limits) -> Tensor:
+    """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
+
+    The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
+    P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
+    """
+    f = state.freedom
+    return HOTTEST * 0.5 * limits.kT * (f + 2.0 * (f * RARE).sqrt() + 2.0 * RARE)
+
+
+def _largest(values: Tensor, system: System) -> Tensor:
+    """The largest value among the atoms of each system, (n_atoms,) -> (n_systems,)."""
+    if system.cell.shape[0] == 1:
+        return values.amax(0, keepdim=True)
+    return values.new_zeros(system.cell.shape[0]).scatter_reduce(0, system.system, values, "amax")
+
+
+def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Trip:
+    mine = state.system.system == index
+    distance = pair_vectors(state.system, neighbors).norm(dim=2)  # (n_atoms, K)
+    nearest = _nearest(state, neighbors, limits)
+    share = torch.where(mine[:, None], nearest / distance, 0.0)
+    n, k = divmod(int(share.argmax()), share.shape[1])
+    m, value, limit = int(neighbors.j[n, k]), float(distance[n, k]), float(nearest[n, k])
+    known = f", {limits.nearest:g} of the shortest in the training frames"
+    return _trip(
+        state,
+        n,
+        value,
+        limit,
+        f"{_name(state, n)} and {_name(state, m)} are {value:.3f} Å apart (limit {limit:.3f} Å"
+        f"{known if limit > limits.nearest * UNSEEN else ''})",
+    )
+
+
+def _strong(state: State, index: int, limits: Limits) -> Trip:
+    n, value = _most(state, index, state.evaluation.forces.norm(dim=1))
+    limit = float(limits.force[state.system.numbers[n]])
+    if math.isnan(value):
+        return _trip(state, n, value, limit, f"the force on {_name(state, n)} is not a number")
+    return _trip(
+        state,
+        n,
+        value,
+        limit,
+        f"the force on {_name(state, n)} is {value:.3g} eV/Å (limit {limit:.3g} eV/Å; the model was"
+        " trained on smaller ones)",
+    )
+
+
+def _hot(state: State, index: int, limits: Limits) -> Trip:
+    per_atom = state.momenta.square().sum(1) / (2.0 * state.system.masses)
+    n, most = _most(state, index, per_atom)
+    kelvin = 2.0 / (float(state.freedom[index]) * kB)
+    value = float(kinetic_energy(state)[index]) * kelvin
+    limit = float(_largest_kinetic_energy(state, limits)[index]) * kelvin
+    return _trip(
+        state,
+        n,
+        value,
+        limit,
+        f"the temperature is {value:.0f} K (limit {limit:.0f} K, which no fluctuation reaches);"
+        f" {_name(state, n)} is the fastest, with {most:.2g} eV",
+    )
+
+
+def _torn(state: State, index: int, drift: float) -> Trip:
+    n, force = _most(state, index, state.evaluation.forces.norm(dim=1))
+    return _trip(
+        state,
+        n,
+        drift,
+        LARGEST_DRIFT,
+        f"the conserved energy has moved by {drift:.2g} eV per atom (limit {LARGEST_DRIFT} eV);"
+        f" the largest force, {force:.3g} eV/Å, is on {_name(state, n)}",
+    )
+
+
+def _most(state: State, index: int, values: Tensor) -> tuple[int, float]:
+    """The atom of a system that has most of something (or what is not a number), and how much."""
+    n = int(torch.where(state.system.system == index, values, -1.0).argmax())
+    return n, float(values[n])
+
+
+def _trip(state: State, n: int, value: float, limit: float, text: str) -> Trip:
+    system = int(state.system.system[n])
+    return Trip(state.step, system, _own(state, n), value, limit, text)
+
+
+def _own(state: State, n: int) -> int:
+    """The index of an atom in its own system."""
+    return n - int((state.system.system < state.system.system[n]).sum())
+
+
+def _name(state: State, n: int) -> str:
+    """An atom as messages call it, as in `atom 3 (O)`."""
+    return f"atom {_own(state, n)} ({chemical_symbols[int(state.system.numbers[n])]})"
