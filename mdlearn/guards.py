@@ -222,7 +222,8 @@ def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Tr
     nearest = _nearest(state, neighbors, limits)
     share = torch.where(mine[:, None], nearest / distance, 0.0)
     n, k = divmod(int(share.argmax()), share.shape[1])
-    m, value, limit = int(neighbors.j[n, k]), float(distance[n, k]), float(nearest[n, k])
+    value, limit = float(distance[n, k]), float(nearest[n, k])
+    n, m = sorted((n, int(neighbors.j[n, k])))
     known = f", {limits.nearest:g} of the shortest in the training frames"
     return _trip(
         state,
@@ -235,8 +236,9 @@ def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Tr
 
 
 def _strong(state: State, index: int, limits: Limits) -> Trip:
-    n, value = _most(state, index, state.evaluation.forces.norm(dim=1))
-    limit = float(limits.force[state.system.numbers[n]])
+    size, limit_of = state.evaluation.forces.norm(dim=1), limits.force[state.system.numbers]
+    n, _ = _most(state, index, size / limit_of)
+    value, limit = float(size[n]), float(limit_of[n])
     if math.isnan(value):
         return _trip(state, n, value, limit, f"the force on {_name(state, n)} is not a number")
     return _trip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,19 @@ class TestTrain:
             "report.html",
         }
         assert len((work / "run" / "metrics.csv").read_text().splitlines()) == 1 + 60
+
+    def test_model_knows_the_largest_forces(self, here: Path) -> None:
+        from mdlearn import load_model
+
+        frames = ase.io.read(here / "frames.xyz", ":")
+        forces = np.linalg.norm([each.get_forces() for each in frames], axis=2)
+        elements = frames[0].numbers
+        found = dict(load_model("run").network.settings.largest_forces)
+        assert set(found) == {1, 6, 8}
+        for element, force in found.items():  # of those frames that were trained on
+            largest = forces[:, elements == element].max(1)
+            assert force == pytest.approx(largest[np.abs(largest - force).argmin()], rel=1e-9)
+            assert force >= np.sort(largest)[-4]
 
     def test_configuration_gives_the_same_model(self, here: Path, run: Run) -> None:
         again = (here / "run" / "config.toml").read_text().replace('"run"', '"again"')
@@ -459,7 +473,8 @@ class TestSimulate:
         ("content", "code", "said"),
         [
             (FRAME.replace("O 0.00", "Si 0.00"), 4, "atom 0 is Si"),
-            (FRAME.replace("H 0.96", "H 0.01"), 3, "0.010 Å apart"),
+            (FRAME.replace("H 0.96", "H 0.01"), 5, "atom 0 (O) and atom 1 (H) are 0.010 Å apart"),
+            (FRAME.replace("H 0.96", "H 0.70"), 5, "--relax"),
             (FRAME.replace("H 0.96", "H nan"), 3, "atom 1 has the position"),
             (FRAME.replace('pbc="F F F"', PERIODIC.replace("8", "0")), 3, "no volume"),
             ("", 3, "empty"),
@@ -510,15 +525,65 @@ class TestSimulate:
         options = ["--timestep", "15", "--steps", "2000", "--every", "1"]
         code, _, err = run("simulate", "run", "start.xyz", *options)
         assert code == 5
-        assert "step" in err
-        assert "--timestep" in err
+        assert err.count("\n") == 2  # where the velocities come from, and what happened
+        assert re.search(r"step \d+, \d+ fs: .*atom \d \([HCO]\).* \(limit .*Å", err)
+        period, advice = re.findall(r"takes ([0-9.]+) fs.* --timestep ([0-9.]+)", err)[0]
+        assert 7.0 < float(period) < 13.0  # O-H 9 fs, C-H 11 fs
+        assert float(advice) == pytest.approx(float(period) / 20.0, rel=0.2)
+        crash = ase.io.read("start-traj-crash.extxyz", ":")
         with Trajectory("start-traj.h5") as trajectory:
             assert np.isfinite(trajectory.positions(slice(None))).all()
+            for atoms in crash[: len(trajectory)]:
+                step = atoms.info["step"]
+                assert atoms.info["time_fs"] == 15.0 * step
+                np.testing.assert_allclose(atoms.positions, trajectory.positions(step), atol=1e-7)
+                np.testing.assert_allclose(atoms.get_forces(), trajectory.forces(step), atol=1e-6)
+        assert outputs(here) == {"start-traj.h5", "start-traj-crash.extxyz"}
+        options = ["--steps", "10", "--overwrite"]
+        assert run("simulate", "run", "start.xyz", *options)[0] == 0
+        assert outputs(here) == {"start-traj.h5"}  # the old crash is not that of the new run
+
+    def test_the_way_to_a_crash_is_kept_at_full_rate(
+        self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = ["simulate", "run", "start.xyz", "--temperature", "100:600", "--friction", "20"]
+        options = ["--steps", "160", "--output"]
+        assert run(*settings, *options, "whole.h5", "--every", "1")[0] == 0
+        with Trajectory("whole.h5") as whole:
+            heat = whole.observable("temperature").tolist()
+            step = next(n for n in range(101, 160) if heat[n] > max(heat[:n]))
+            between = 0.5 * (heat[step] + max(heat[:step]))
+            # 27 degrees of freedom, and 1e-13 of a chi-squared variable.
+            share = between / 600.0 * 27.0 / (27.0 + 2.0 * (27.0 * 30.0) ** 0.5 + 60.0)
+            monkeypatch.setattr("mdlearn.guards.HOTTEST", share)
+            monkeypatch.setattr("mdlearn.cli.crash.EARLY", 100)
+            code, _, err = run(*settings, *options, "split.h5", "--every", "50")
+            assert code == 5
+            assert f"step {step}, {step / 2:g} fs: the temperature is {heat[step]:.0f} K" in err
+            assert "compute labels for frames of split-crash.extxyz" in err
+            assert f"split.h5 ends at step {step - step % 50}" in err
+            crash = ase.io.read("split-crash.extxyz", ":")
+            assert [each.info["step"] for each in crash] == list(range(step - 49, step + 1))
+            for atoms in crash:
+                expected = whole.positions(atoms.info["step"])
+                np.testing.assert_allclose(atoms.positions, expected, atol=1e-7)
+        with Trajectory("split.h5") as split:
+            assert split.steps.tolist() == list(range(0, step, 50))
+
+    def test_atom_without_neighbors_is_told_once(self, here: Path, run: Run) -> None:
+        (here / "bad.xyz").write_text(FRAME.replace("H 0.96", "H 20.0"))
+        settings = ["--steps", "30", "--temperature", "10", "--guards", "off"]
+        code, _, err = run("simulate", "run", "bad.xyz", *settings)
+        assert code == 0
+        assert err.count("atom 1 (H) has no neighbor within 5.5 Å") == 1
 
     def test_cell_smaller_than_the_cutoff(self, here: Path, run: Run) -> None:
         small = 'Lattice="3.1 0 0 0 3.1 0 0 0 3.1" pbc="T T T"'
         (here / "small.xyz").write_text(FRAME.replace('pbc="F F F"', small))
-        code, out, _ = run("simulate", "run", "small.xyz", "--steps", "10")
+        code, _, err = run("simulate", "run", "small.xyz", "--steps", "10")
+        assert code == 5  # no ethanol has its hydrogen atoms so near
+        assert "atom 1 (H) and atom 2 (H) are 1.358 Å apart" in err
+        code, out, _ = run("simulate", "run", "small.xyz", "--steps", "10", "--guards", "off")
         assert code == 0
         assert "2 frames" in out
 

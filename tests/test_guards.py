@@ -1,0 +1,351 @@
+"""The guards stop what has left the physics, name who did, and are not seen where nobody did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.data import chemical_symbols
+from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal, molecule, random_schnet
+from oracles import LennardJones
+from test_simulate import INTEGRATORS, bits, dynamics_of, hot_start, potential
+from torch import Tensor
+
+from mdlearn import simulate as driver
+from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.guards import (
+    LARGEST_DRIFT,
+    NEAREST,
+    STRONG,
+    STRONGEST,
+    WARM,
+    Limits,
+    at_start,
+    fastest_period,
+    find_trips,
+    lonely_atoms,
+    make_limits,
+)
+from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
+from mdlearn.neighbors import SKIN, build
+from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.wall import WALL_MARGIN
+from mdlearn.simulate import (
+    CRASH_STEPS,
+    CrashError,
+    Dynamics,
+    Snapshot,
+    isolated,
+    maxwell_boltzmann,
+    simulate,
+    start,
+)
+from mdlearn.system import System, concatenate
+from mdlearn.training.dataset import largest_forces
+from mdlearn.units import fs, kB
+
+INTEGRATOR = INTEGRATORS["langevin"]
+LAST, QUIET = 160, 60
+"""Steps of the reference run, and of its part in which no guard may trip."""
+
+
+def begin() -> Snapshot:
+    """A crystal that is colder than its thermostat: again and again all has never been so wild."""
+    system = to_system(crystal())
+    return start(dynamics_of(INTEGRATOR), system, maxwell_boltzmann(system, 300.0 * kB, [5]))
+
+
+def no_limits(n_systems: int = 1) -> Limits:
+    """Those that nothing exceeds."""
+    infinite = torch.full((n_systems,), torch.inf, dtype=torch.float64)
+    return make_limits((), (), infinite)
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[Snapshot]:
+    """Every step of a run without guards."""
+    first = begin()
+    seen = [first]
+
+    def observe(snapshot: Snapshot) -> bool:
+        seen.append(snapshot)
+        return True
+
+    simulate(dynamics_of(INTEGRATOR), first, steps=LAST, every=1, observe=observe)
+    assert len({id(each.neighbors) for each in seen}) > 3
+    return seen
+
+
+def pair_distances(system: System) -> Tensor:
+    """By a loop over images, (n_atoms, n_atoms) Å; infinite for an atom and itself."""
+    shifts = torch.cartesian_prod(*[torch.arange(-1.0, 2.0, dtype=torch.float64)] * 3)
+    x = system.positions
+    vectors = x[None, :, None] - x[:, None, None] + shifts @ system.cell[0]
+    distances = vectors.norm(dim=3)
+    return torch.where(distances == 0.0, torch.inf, distances).amin(2)
+
+
+def crash_of(limits: Limits, block: int, monkeypatch: pytest.MonkeyPatch) -> CrashError:
+    """How the reference run ends with guards; the last output is far from the end."""
+    monkeypatch.setitem(driver.BLOCK, "cpu", block)
+    dynamics = dynamics_of(INTEGRATOR)._replace(limits=limits)
+    first = begin()
+    with pytest.raises(CrashError) as caught:
+        simulate(dynamics, first, steps=LAST, every=LAST, observe=lambda _: True)
+    return caught.value
+
+
+def first_record(values: list[float]) -> int:
+    """The first step after the quiet ones with a larger value than all before it."""
+    return next(step for step in range(QUIET, LAST) if values[step] > max(values[1:step]))
+
+
+def half_way(values: list[float], step: int) -> float:
+    """A limit that is kept before a step and not in it."""
+    return 0.5 * (max(values[1:step]) + values[step])
+
+
+def require(crash: CrashError, step: int, atom: int, reference: list[Snapshot]) -> None:
+    """The trip, and the steps before it bit by bit."""
+    (trip,) = crash.trips
+    assert (trip.step, trip.system, trip.atom) == (step, 0, atom)
+    kept = [each.state.step for each in crash.snapshots]
+    assert kept == list(range(step - CRASH_STEPS + 1, step + 1))
+    for each in crash.snapshots:
+        assert bits(each.state) == bits(reference[each.state.step].state)
+    symbol = chemical_symbols[int(reference[0].state.system.numbers[atom])]
+    assert f"step {step}: " in str(crash)
+    assert f"atom {atom} ({symbol})" in str(crash)
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_atoms_that_come_too_near(
+    block: int, reference: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances = [pair_distances(each.state.system) for each in reference]
+    nearness = [1.0 / float(each.min()) for each in distances]
+    step = first_record(nearness)
+    limit = 1.0 / half_way(nearness, step)
+    everywhere = torch.full_like(no_limits().distance, limit / NEAREST)
+    crash = crash_of(no_limits()._replace(distance=everywhere), block, monkeypatch)
+    pair = divmod(int(distances[step].argmin()), 8)
+    require(crash, step, crash.trips[0].atom, reference)
+    assert crash.trips[0].atom in pair
+    assert crash.trips[0].value == pytest.approx(float(distances[step].min()), abs=1e-12)
+    assert crash.trips[0].limit == pytest.approx(limit, abs=1e-12)
+    assert all(f"atom {each} (" in crash.trips[0].text for each in pair)
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_forces_that_are_too_strong(
+    block: int, reference: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [each.state.evaluation.forces.norm(dim=1) for each in reference]
+    largest = [float(each.max()) for each in sizes]
+    step = first_record(largest)
+    limits = no_limits()
+    limits = limits._replace(force=torch.full_like(limits.force, half_way(largest, step)))
+    crash = crash_of(limits, block, monkeypatch)
+    require(crash, step, int(sizes[step].argmax()), reference)
+    assert crash.trips[0].value == pytest.approx(largest[step], rel=1e-12)
+
+
+def test_force_limits_are_those_of_the_element(reference: list[Snapshot]) -> None:
+    state, neighbors, conserved = reference[-1]
+    numbers, forces = state.system.numbers, state.evaluation.forces.norm(dim=1)
+    for element in set(numbers.tolist()):
+        limits = no_limits()
+        limits.force[element] = 0.5 * float(forces[numbers == element].max())
+        (trip,) = find_trips(state, neighbors, conserved, limits)
+        assert numbers[trip.atom] == element
+        assert trip.value == pytest.approx(2.0 * trip.limit)
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_temperatures_that_no_fluctuation_reaches(
+    block: int, reference: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    energies = [float(kinetic_energy(each.state)) for each in reference]
+    step = first_record(energies)
+    # 24 degrees of freedom: a chi-squared variable of which 1e-13 lies beyond 24 + 53.7 + 60.
+    shape = 3.0 * 0.5 * (24.0 + 2.0 * (24.0 * 30.0) ** 0.5 + 60.0)
+    kT = half_way(energies, step) / shape
+    crash = crash_of(no_limits()._replace(kT=torch.tensor([kT])), block, monkeypatch)
+    state = reference[step].state
+    fastest = (state.momenta.square().sum(1) / state.system.masses).argmax()
+    require(crash, step, int(fastest), reference)
+    assert crash.trips[0].value == pytest.approx(2.0 * energies[step] / (24.0 * kB))
+
+
+@pytest.mark.parametrize("jump", [0.31, -0.31, 0.29])
+def test_conserved_energy_that_jumps(jump: float) -> None:
+    """Handed to a bath that never gave it back."""
+    honest = INTEGRATORS["nve"]
+
+    def step(state: State, forces: Forces, surroundings: Surroundings) -> State:
+        after = honest.step(state, forces, surroundings)
+        taken = 8.0 * jump if after.step == 21 else 0.0
+        return after._replace(bath=after.bath + taken)
+
+    integrator = Integrator(honest.init, step, honest.draws, honest.keeps_momentum)
+    first = hot_start(honest)
+    arguments: dict[str, Any] = {"steps": 40, "every": 40, "observe": lambda _: True}
+    if abs(jump) < LARGEST_DRIFT:
+        assert simulate(dynamics_of(integrator), first, **arguments).state.step == 40
+        return
+    with pytest.raises(CrashError) as caught:
+        simulate(dynamics_of(integrator), first, **arguments)
+    (trip,) = caught.value.trips
+    assert trip.step == 21
+    assert trip.value == pytest.approx(jump, abs=1e-3)
+    assert [each.state.step for each in caught.value.snapshots] == list(range(22))
+
+
+class Holed(LennardJones):
+    """Has no number for an oxygen atom with a neighbor closer than 1.49 Å."""
+
+    def forward(self, numbers: Tensor, r: Tensor, neighbors: Any) -> Tensor:
+        near = r.norm(dim=2).amin(1) < 1.49
+        energies = super().forward(numbers, r, neighbors)
+        return energies * torch.where(near & (numbers == 8), torch.nan, 1.0)
+
+
+def flight(dt: float, network: LennardJones, limits: Limits) -> tuple[Dynamics, Snapshot]:
+    """Two systems; in the second an H flies at an O with 0.02 Å a step, 3 Å away."""
+    rest = to_system(ase.Atoms("CH", [[0, 0, 0], [0, 0, 3.0]]))
+    fast = to_system(ase.Atoms("COH", [[0, 9.0, 0], [0, 0, 0], [0, 0, 3.0]]))
+    system = concatenate([rest, fast])
+    momenta = torch.zeros_like(system.positions)
+    momenta[4, 2] = -0.02 / dt * system.masses[4]
+    dynamics = isolated(network, INTEGRATORS["nve"], system)._replace(limits=limits)
+    return dynamics, start(dynamics, system, momenta)
+
+
+@pytest.mark.parametrize("block", [1, 32])
+def test_the_system_that_tripped_is_named(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(driver.BLOCK, "cpu", block)
+    free = LennardJones(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF, epsilon=0.0).double()
+    # The pair may come to 1.011 Å: 0.75 of the shortest distance there was, 1.348 Å.
+    infinite = torch.full((2,), torch.inf, dtype=torch.float64)
+    limits = make_limits([(1, 6, 0.1), (1, 8, WALL_MARGIN * 1.348)], (), infinite)
+    with pytest.raises(CrashError) as caught:
+        simulate(*flight(0.5 * fs, free, limits), steps=900, every=900, observe=lambda _: True)
+    (trip,) = caught.value.trips
+    assert (trip.step, trip.system) == (100, 1)  # 3 - 100 * 0.02 < 1.011
+    assert trip.value == pytest.approx(1.0, abs=1e-9)
+    assert "atom 1 (O) and atom 2 (H) are 1.000 Å apart (limit 1.011 Å, 0.75 of" in trip.text
+
+
+def test_forces_that_are_no_numbers() -> None:
+    network = Holed(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF, epsilon=0.0).double()
+    dynamics, first = flight(0.5 * fs, network, no_limits(2))
+    with pytest.raises(CrashError, match=r"step 76: the force on atom 1 \(O\) is not a number"):
+        simulate(dynamics, first, steps=900, every=900, observe=lambda _: True)
+
+
+@pytest.mark.parametrize("ensemble", INTEGRATORS)
+def test_a_sound_run_is_what_it_is_without_guards(ensemble: str) -> None:
+    integrator = INTEGRATORS[ensemble]
+    first = hot_start(integrator)
+    shortest = 0.5 * float(pair_distances(first.state.system).min())
+    kT = torch.full((1,), 700.0 * kB, dtype=torch.float64)
+    walls = [(a, b, WALL_MARGIN * shortest) for a in SPECIES for b in SPECIES]
+    limits = make_limits(walls, [(z, 1.0) for z in SPECIES], kT)
+    ends = {
+        tuple(
+            bits(
+                simulate(
+                    dynamics_of(integrator)._replace(limits=each),
+                    first,
+                    steps=100,
+                    every=30,
+                    observe=lambda _: True,
+                ).state
+            )
+        )
+        for each in (None, limits)
+    }
+    assert len(ends) == 1
+
+
+def test_limits_of_a_model() -> None:
+    kT = torch.tensor([100.0 * kB, 900.0 * kB], dtype=torch.float64)
+    limits = make_limits([(1, 8, 0.92)], [(1, 7.0), (8, 0.5)], kT)
+    assert limits.distance[1, 8] == limits.distance[8, 1] == pytest.approx(1.0)
+    assert limits.nearest == NEAREST
+    assert at_start(limits).nearest == WALL_MARGIN
+    assert 0.09 < NEAREST * float(limits.distance[6, 6]) < 0.11  # an overlap, for all others
+    assert limits.force[1] == STRONGEST * 7.0
+    assert limits.force[8] == STRONG
+    assert limits.force[6] == torch.inf
+    assert limits.kT.tolist() == [WARM, 900.0 * kB]
+
+
+def test_largest_forces_of_frames() -> None:
+    frames = []
+    for seed, symbols in enumerate(("H2O", "CO", "H")):
+        system = to_system(ase.Atoms(symbols))
+        generator = np.random.default_rng(seed)
+        forces = torch.tensor(generator.normal(size=(len(system.numbers), 3)))
+        nothing = torch.full((1,), torch.nan)
+        labels = Labels(nothing, forces, nothing, nothing)
+        frames.append(Frame(symbols, system, labels))
+    frames[2].labels.forces[0] = torch.nan
+    water, oxide = (each.labels.forces.norm(dim=1).tolist() for each in frames[:2])
+    expected = [(1, max(water[:2])), (6, oxide[0]), (8, max(water[2], oxide[1]))]
+    assert largest_forces(frames) == expected
+    assert largest_forces(frames[2:]) == []
+
+
+def test_fastest_vibration() -> None:
+    """Against the eigenvalues of the Hessian, row by row."""
+    network, system = random_schnet(scale=2.0), to_system(molecule())
+    neighbors = build(system, CUTOFF, SKIN)
+
+    def forces(system: System) -> Any:
+        return evaluate(network, system, neighbors)
+
+    rows = []
+    for coordinate in range(27):
+        step = torch.zeros(27, dtype=torch.float64)
+        step[coordinate] = 1e-4
+        sides = [
+            forces(system._replace(positions=system.positions + sign * step.view(9, 3))).forces
+            for sign in (1.0, -1.0)
+        ]
+        rows.append(((sides[1] - sides[0]) / 2e-4).flatten())
+    root = system.masses.repeat_interleave(3).sqrt()
+    hessian = torch.stack(rows) / (root[:, None] * root)
+    fastest = float(torch.linalg.eigvalsh(0.5 * (hessian + hessian.T)).abs().max())
+    found = fastest_period(system, forces)
+    assert found == pytest.approx(2.0 * np.pi / fastest**0.5, rel=0.03)
+
+
+def test_lonely_atoms() -> None:
+    near, far = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1.0]]), ase.Atoms("H", [[0, 0, 9.0]])
+    system = concatenate([to_system(near + far), to_system(far)])
+    assert lonely_atoms(system, build(system, CUTOFF, SKIN)) == [2]  # and not the single atom
+
+
+def test_first_velocities_trip_nothing() -> None:
+    """What is drawn at the temperature of the thermostat never trips."""
+    system = to_system(ase.Atoms("HO", [[0, 0, 0], [0, 0, 1.0]]))
+    kT = torch.full((1,), 400.0 * kB, dtype=torch.float64)
+    for seed in range(50):
+        momenta = maxwell_boltzmann(system, 400.0 * kB, [seed])
+        dynamics = isolated(potential(), INTEGRATORS["nve"], system)
+        state, neighbors, conserved = start(dynamics, system, momenta)
+        assert find_trips(state, neighbors, conserved, make_limits((), (), kT)) == []
+
+
+def test_crystals_are_guarded_across_their_boundaries() -> None:
+    atoms = crystal()
+    atoms.positions[3] = atoms.positions[2] + [0.08, 0.0, 0.0] + atoms.cell[1]
+    system = to_system(atoms)
+    dynamics = isolated(potential(), INTEGRATORS["nve"], system)
+    snapshot = start(dynamics, system, torch.zeros_like(system.positions))
+    (trip,) = find_trips(*snapshot, no_limits())
+    assert "atom 2 (H) and atom 3 (C) are 0.080 Å apart" in trip.text
