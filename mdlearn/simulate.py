@@ -64,15 +64,7 @@ class Dynamics(NamedTuple):
 
     def forces(self, neighbors: Neighbors) -> Forces:
         """The potential on one list; atoms that are held feel nothing."""
-        if self.mobile is None:
-            return lambda system: evaluate(self.potential, system, neighbors)
-        mobile = self.mobile
-
-        def held(system: System) -> Evaluation:
-            evaluation = evaluate(self.potential, system, neighbors)
-            return evaluation._replace(forces=evaluation.forces * mobile)
-
-        return held
+        return bind_forces(self.potential, neighbors, self.mobile)
 
     def surroundings(self, state: State) -> Surroundings:
         """What the world does to the systems in the step after a state."""
@@ -90,6 +82,18 @@ class Dynamics(NamedTuple):
     def step(self, state: State, neighbors: Neighbors) -> State:
         """The state one time step later."""
         return self.integrator.step(state, self.forces(neighbors), self.surroundings(state))
+
+
+def bind_forces(potential: Potential, neighbors: Neighbors, mobile: Tensor | None) -> Forces:
+    """A potential on one list; atoms that are held, where `mobile` is zero, feel nothing."""
+    if mobile is None:
+        return lambda system: evaluate(potential, system, neighbors)
+
+    def held(system: System) -> Evaluation:
+        evaluation = evaluate(potential, system, neighbors)
+        return evaluation._replace(forces=evaluation.forces * mobile)
+
+    return held
 
 
 def piecewise_linear(points: Sequence[tuple[int, float]], system: System) -> Course:

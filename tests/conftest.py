@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -16,11 +17,21 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("checks")
 
-from checks import Run, crystal, molecule, random_schnet  # noqa: E402
+from checks import (  # noqa: E402
+    CUTOFF,
+    REFERENCE_ENERGIES,
+    SPECIES,
+    Run,
+    crystal,
+    molecule,
+    random_schnet,
+)
 
 from mdlearn import cli  # noqa: E402
 from mdlearn.atoms import to_system  # noqa: E402
+from mdlearn.potentials.architectures import make_potential  # noqa: E402
 from mdlearn.potentials.checkpoint import save_model  # noqa: E402
+from mdlearn.potentials.network import Settings  # noqa: E402
 
 settings.register_profile("mdlearn", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("mdlearn")
@@ -38,6 +49,19 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = random_schnet(scale=0.5)
     golden = [to_system(molecule()), to_system(crystal())]
     save_model(path, network, {"data": "random weights"}, golden)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lennard_jones_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of Lennard-Jones, with a different depth for each pair of elements."""
+    settings = Settings("lennard-jones", CUTOFF, 1, 1, 1, average_neighbors=8.0, scale=1.0)
+    network = make_potential(SPECIES, REFERENCE_ENERGIES, settings).double()
+    network.get_parameter("log_sigma").data.fill_(math.log(1.1))
+    depths = torch.tensor([[0.1, 0.2, 0.3], [0.2, 0.15, 0.1], [0.3, 0.1, 0.25]])
+    network.get_parameter("log_epsilon").data.copy_(depths.log())
+    path = tmp_path_factory.mktemp("lennard-jones") / "model.safetensors"
+    save_model(path, network, {}, [])
     return path
 
 

@@ -31,6 +31,7 @@ ALLOWED = {
     "integrators": {"integrators", *CORE},
     "guards": {"integrators", "potentials.wall", *CORE},
     "simulate": {"guards", "integrators", "potentials.evaluate", *CORE},
+    "minimize": {"simulate", "integrators", "potentials.evaluate", *CORE},
     "probes": CORE,
     "certificate": {"probes", "simulate", "integrators", "potentials", *CORE},
     "atoms": {"packed", *CORE},

@@ -14,6 +14,7 @@ VERBS = {
     "demo": "train on bundled frames, simulate, plot: the whole road in five minutes",
     "train": "train a potential on labelled frames",
     "simulate": "run molecular dynamics with a trained potential",
+    "relax": "bring a structure to a minimum of the energy, with or without its cell",
     "evaluate": "measure the errors of a model on labelled frames",
     "check": "measure what a model promises: symmetries, derivatives, conservation",
     "data": "check, convert, split and pack labelled frames",

@@ -9,6 +9,7 @@ import ase
 import torch
 from ase.constraints import FixAtoms
 from pydantic import BeforeValidator, Field
+from torch import Tensor
 
 from mdlearn import units
 from mdlearn.config import PRECISION, Config, parse_course, parse_duration
@@ -149,19 +150,13 @@ def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: 
                 f"--ensemble {config.ensemble}: atoms that are held cannot move with the cell; use"
                 " csvr, or leave out --fix"
             )
-    mobile = None
-    if config.fix:
-        mobile = torch.ones_like(system.masses)[:, None]
-        mobile[[int(each) for each in config.fix.split(",")]] = 0.0
-        if not bool(mobile.any()):
-            raise UsageError("--fix: all atoms are held; leave some free to move")
     return Dynamics(
         network,
         _integrator(config),
         _course(config.temperature_K, units.kB, config, system),
         _course(config.pressure_GPa, units.GPa, config, system),
         [config.seed],
-        mobile,
+        mobile_atoms(config.fix, system),
         _limits(config, network, system),
     )
 
@@ -210,7 +205,7 @@ def timed(text: str, config: SimulateConfig) -> str:
     return f"{points[0][1]}@0fs:{points[1][1]}@{config.target * config.timestep_fs}fs"
 
 
-def fixed_atoms(atoms: ase.Atoms, config: SimulateConfig) -> str | None:
+def fixed_atoms(atoms: ase.Atoms, fix: str | None) -> str | None:
     """The atoms that are held, joined by commas: those of the structure and those of `--fix`.
 
     Raises:
@@ -222,14 +217,29 @@ def fixed_atoms(atoms: ase.Atoms, config: SimulateConfig) -> str | None:
         if isinstance(each, FixAtoms)
         for atom in each.get_indices()
     }
-    for part in (config.fix or "").split(","):
+    for part in (fix or "").split(","):
         first, _, last = part.partition("-")
         try:
             fixed |= set(range(int(first), int(last or first) + 1)) if part else set()
         except ValueError:
             raise UsageError(
-                f"--fix {config.fix}: expected numbers of atoms, from 0, as in 0,5,10-19"
+                f"--fix {fix}: expected numbers of atoms, from 0, as in 0,5,10-19"
             ) from None
     if fixed and max(fixed) >= len(atoms):
         raise UsageError(f"--fix: there is no atom {max(fixed)}; there are {len(atoms)}, from 0")
     return ",".join(str(atom) for atom in sorted(fixed)) or None
+
+
+def mobile_atoms(fix: str | None, system: System) -> Tensor | None:
+    """Zero for atoms that are held and one for others, (n_atoms, 1), from what `fixed_atoms` says.
+
+    Raises:
+        UsageError: no atom is left to move.
+    """
+    if fix is None:
+        return None
+    mobile = torch.ones_like(system.masses)[:, None]
+    mobile[[int(each) for each in fix.split(",")]] = 0.0
+    if not bool(mobile.any()):
+        raise UsageError("--fix: all atoms are held; leave some free to move")
+    return mobile

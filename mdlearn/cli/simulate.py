@@ -15,13 +15,13 @@ from ase.data import chemical_symbols
 
 from mdlearn import __version__, units
 from mdlearn.analysis import energy_drift, first_broken_bond
-from mdlearn.atoms import check_geometry, read_atoms, require_species, to_system
 from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
 from mdlearn.cli.crash import crash_path, explain, refuse_start
 from mdlearn.cli.ensembles import SimulateConfig, fixed_atoms, make_dynamics, timed
+from mdlearn.cli.inputs import choose_structure, place
 from mdlearn.cli.options import verb
 from mdlearn.config import resolve
-from mdlearn.device import PRECISIONS, choose_device, choose_threads
+from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.guards import lonely_atoms
@@ -44,7 +44,7 @@ from mdlearn.simulate import (
     simulate,
     start,
 )
-from mdlearn.system import System, volume
+from mdlearn.system import volume
 from mdlearn.trajectory import Trajectory, TrajectoryWriter
 
 OBSERVABLES = {
@@ -101,12 +101,12 @@ def _prepare(config: SimulateConfig) -> Setup:
     output = config.output or Path(f"{config.structure.name.split('.')[0]}-traj.h5")
     refuse_existing(output, overwrite=config.overwrite)
     model = load_model(config.model, PRECISIONS[config.precision])
-    atoms = _structure(config.structure, config.frame)
-    network, system = _place(model, atoms, config)
+    atoms = choose_structure(config.structure, config.frame)
+    network, system = place(model, atoms, config.structure, config.device)
     config = config.model_copy(
         update={
             "output": output,
-            "fix": fixed_atoms(atoms, config),
+            "fix": fixed_atoms(atoms, config.fix),
             "temperature_K": timed(config.temperature_K, config),
             "pressure_GPa": timed(config.pressure_GPa, config),
         }
@@ -185,30 +185,10 @@ def _resume(wanted: SimulateConfig) -> Setup:
         masses=masses,
         info={"charge": charge},
     )
-    network, system = _place(model, atoms, config)
+    network, system = place(model, atoms, wanted.resume, config.device)
     dynamics = make_dynamics(config, network, system)
     snapshot = restore(dynamics, system, restart)
     return Setup(config, network, dynamics, snapshot, TrajectoryWriter.reopen(wanted.resume))
-
-
-def _structure(path: Path, frame: int) -> ase.Atoms:
-    structures = read_atoms(path)
-    if not -len(structures) <= frame < len(structures):
-        raise UsageError(
-            f"--frame {frame}: {path} has {len(structures)} structures, counted from 0"
-        )
-    return structures[frame]
-
-
-def _place(
-    model: Model, atoms: ase.Atoms, config: SimulateConfig
-) -> tuple[ParametricPotential, System]:
-    """Network and system on the device that was asked for, if they belong together."""
-    device = choose_device(config.device)
-    system = to_system(atoms)
-    check_geometry(system, str(config.structure))
-    require_species(model.network.species, system, str(config.structure))
-    return model.network.to(device), System(*(each.to(device) for each in system))
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
