@@ -32,6 +32,7 @@ ALLOWED = {
     "guards": {"integrators", "potentials.wall", *CORE},
     "simulate": {"guards", "integrators", "potentials.evaluate", *CORE},
     "minimize": {"simulate", "integrators", "potentials.evaluate", *CORE},
+    "timestep": {"simulate", "integrators", "potentials.evaluate", *CORE},
     "probes": CORE,
     "certificate": {"probes", "simulate", "integrators", "potentials", *CORE},
     "atoms": {"packed", *CORE},
