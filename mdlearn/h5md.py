@@ -16,6 +16,7 @@ disk, and then adds one to `commits`: these 8 bytes switch frames and restart st
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -262,13 +263,23 @@ def _particles(
 
 
 def _series(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], unit: str) -> Any:
-    row = max(1, dtype.itemsize * int(np.prod(shape)))
-    frames = min(_CHUNK_FRAMES, max(1, _CHUNK_BYTES // row))
-    chunks = (frames, *(max(1, n) for n in shape))
+    chunks = (_chunk(dtype.itemsize * math.prod(shape)), *(max(1, n) for n in shape))
     dataset = group.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks)
     if unit:
         dataset.attrs["unit"] = unit
     return dataset
+
+
+def _chunk(row: int) -> int:
+    """Frames in a chunk of a series that has so many bytes a frame."""
+    return min(_CHUNK_FRAMES, max(1, _CHUNK_BYTES // max(1, row)))
+
+
+def size(frames: int, n_atoms: int, observables: int) -> int:
+    """Bytes that so many frames in float64 take in a file, whole chunks of them."""
+    vector, number = 8 * 3 * n_atoms, 8
+    rows = [vector] * len(VECTORS) + [8 * 9] + [number] * (2 + observables)
+    return sum(row * -(-frames // _chunk(row)) * _chunk(row) for row in rows)
 
 
 def _link_times(file: Any, group: Any) -> None:

@@ -1,4 +1,4 @@
-"""`mdlearn relax`: what it writes, says, and refuses."""
+"""`mdlearn relax`, and what `mdlearn simulate` thinks about before the first step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ase.constraints import FixAtoms
 from checks import Run
 
-from mdlearn import MDLearnCalculator
+from mdlearn import MDLearnCalculator, Trajectory
 
 
 @pytest.fixture
@@ -107,3 +107,79 @@ class TestRelax:
         assert (found, out) == (code, "")
         assert said in err
         assert outputs(here) == set()
+
+
+class TestStartOfDynamics:
+    def test_relaxes_first(self, here: Path, run: Run) -> None:
+        simulate = ["simulate", "lj", "cluster.xyz", "--relax", "--fix", "2", "--temperature", 0]
+        code, _, err = run(*simulate, "--steps", 0)
+        assert code == 0
+        assert "relaxed     in" in err
+        with Trajectory("cluster-traj.h5") as trajectory:
+            start = trajectory.atoms(0)
+        before = ase.io.read("cluster.xyz")
+        assert np.abs(start.positions - before.positions)[2].max() < 1e-12
+        mobile = [0, 1, 3, 4, 5, 6, 7]
+        assert forces_of(start)[mobile].max() < 0.1001 < forces_of(before)[mobile].max()
+
+    def test_finds_a_time_step_and_keeps_it(self, here: Path, run: Run) -> None:
+        simulate = ["simulate", "lj", "cluster.xyz", "--timestep", "auto", "--temperature", 30]
+        code, _, err = run(*simulate, "--steps", 40, "--output", "whole.h5")
+        assert code == 0
+        said = err.split("time step   ")[1].split(" fs: a 20th of the fastest vibration, ")
+        timestep, wavenumber = float(said[0]), float(said[1].split(" 1/cm")[0].replace(",", ""))
+        assert timestep == pytest.approx(1e15 / (20 * wavenumber * 2.998e10), rel=0.05)
+        assert run(*simulate, "--steps", 20, "--output", "split.h5")[0] == 0
+        code, _, err = run("simulate", "--resume", "split.h5", "--steps", 40)
+        assert code == 0
+        assert "time step" not in err
+        with Trajectory("whole.h5") as whole, Trajectory("split.h5") as split:
+            configuration = json.loads(str(split.provenance["configuration"]))
+            assert configuration["timestep"] == timestep
+            assert whole.times_fs[-1] == pytest.approx(40 * timestep)
+            assert np.array_equal(whole.positions(slice(None)), split.positions(slice(None)))
+
+    @pytest.mark.parametrize("text", ["0", "21", "nan", "fast"])
+    def test_time_steps_that_cannot_be(self, here: Path, run: Run, text: str) -> None:
+        code, _, err = run("simulate", "lj", "cluster.xyz", "--timestep", text)
+        assert code == 2
+        assert "--timestep: expected a number of fs above 0 and at most 20, or auto" in err
+
+    def test_dry_run_tells_and_writes_nothing(self, here: Path, run: Run) -> None:
+        options = ["--timestep", "auto", "--temperature", "30:60", "--time", "1ns", "--every", 5]
+        code, out, err = run("simulate", "lj", "crystal.xyz", "--dry-run", *options)
+        assert code == 0
+        assert outputs(here) == set()
+        timestep = err.split("time step   ")[1].split()[0]
+        lines = dict(line.split(maxsplit=1) for line in out.splitlines() if " " in line)
+        assert lines["timestep"] == f"{timestep} fs"
+        assert lines["ensemble"] == "langevin"
+        assert lines["friction"] == "5.0 1/ps"
+        assert lines["atoms"].startswith("8, ")
+        steps = round(1e6 / float(timestep))
+        assert lines["run"].startswith(f"{steps} steps, 1")
+        assert f"{steps // 5 + 1} frames" in lines["trajectory"]
+        rate, per_day = (float(each.split()[0]) for each in lines["speed"].split(", "))
+        assert per_day == pytest.approx(rate * float(timestep) * 86400e-6, rel=0.02)
+        assert "atoms like these fit in" in lines["memory"]
+
+    def test_size_of_the_trajectory_is_known_before(self, here: Path, run: Run) -> None:
+        simulate = ["simulate", "lj", "cluster.xyz", "--steps", 600, "--every", 1]
+        assert run(*simulate)[0] == 0
+        _, out, _ = run(*simulate, "--dry-run", "--output", "other.h5")
+        said = out.split("601 frames, ")[1].split(" kB")[0]
+        size = (here / "cluster-traj.h5").stat().st_size / 1000.0
+        assert 0.9 * size - 50.0 < float(said) < size
+
+    def test_disk_without_room_is_an_error_at_once(self, here: Path, run: Run) -> None:
+        simulate = ["simulate", "lj", "cluster.xyz"]
+        code, _, err = run(*simulate, "--time", "1000000ns", "--every", 1)
+        assert code == 6
+        assert "2000000000001 frames need 1,39" in err
+        assert "are free there: raise --every" in err
+        assert outputs(here) == set()
+        assert run(*simulate, "--steps", 10)[0] == 0
+        code, _, err = run("simulate", "--resume", "cluster-traj.h5", "--time", "1000000ns")
+        assert code == 6
+        with Trajectory("cluster-traj.h5") as trajectory:
+            assert len(trajectory) == 2

@@ -46,6 +46,20 @@ Gigapascal = Annotated[str, BeforeValidator(lambda text: _course_text(text, -1e3
 NPT = ("npt", "npt-flexible", "mtk")
 
 
+def _timestep(text: object) -> object:
+    """A number of fs, or `auto`."""
+    try:
+        if text == "auto" or 0.0 < float(str(text)) <= LONGEST_FS:
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"expected a number of fs above 0 and at most {LONGEST_FS:g}, or auto")
+
+
+LONGEST_FS = 20.0
+TimeStep = Annotated[float | Literal["auto"], BeforeValidator(_timestep)]
+
+
 class SimulateConfig(Config):
     """Options of `mdlearn simulate`."""
 
@@ -98,7 +112,9 @@ class SimulateConfig(Config):
         description="atoms that are held where they are, as in 0,5,10-19; with those that the"
         " structure has fixed",
     )
-    timestep_fs: float = Field(0.5, gt=0, le=20, alias="timestep", description="time step, fs")
+    timestep: TimeStep = Field(
+        0.5, description="time step, fs; auto: a 20th of the fastest vibration's period"
+    )
     steps: int | None = Field(None, ge=0, description="steps in all, instead of --time")
     time_fs: Femtoseconds = Field(
         "10ps",
@@ -123,9 +139,23 @@ class SimulateConfig(Config):
         " what the model was trained on",
     )
 
+    relax: bool = Field(
+        False, description="first let the atoms go downhill until no force is above 0.1 eV/Å"
+    )
+    dry_run: bool = Field(
+        False,
+        alias="dry-run",
+        description="say what the run would do and take, after a few steps; writes nothing",
+    )
     seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
+
+    @property
+    def timestep_fs(self) -> float:
+        """The time step, once it is known."""
+        assert not isinstance(self.timestep, str)
+        return self.timestep
 
     @property
     def target(self) -> int:

@@ -17,9 +17,16 @@ from mdlearn import __version__, units
 from mdlearn.analysis import energy_drift, first_broken_bond
 from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
 from mdlearn.cli.crash import crash_path, explain, refuse_start
-from mdlearn.cli.ensembles import SimulateConfig, fixed_atoms, make_dynamics, timed
+from mdlearn.cli.ensembles import (
+    SimulateConfig,
+    fixed_atoms,
+    make_dynamics,
+    mobile_atoms,
+    timed,
+)
 from mdlearn.cli.inputs import choose_structure, place
 from mdlearn.cli.options import verb
+from mdlearn.cli.startup import dry_run, relaxed, require_space, with_timestep
 from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
@@ -31,6 +38,7 @@ from mdlearn.integrators import (
     kinetic_energy,
     pressure,
 )
+from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
@@ -75,6 +83,10 @@ class Setup(NamedTuple):
 
 def run(config: SimulateConfig) -> int:
     """Simulates, and says what came of it."""
+    if config.dry_run and not config.resume:
+        settled, model, atoms, dynamics, snapshot = _begin(config)
+        dry_run(settled, dynamics, snapshot, len(_observables(model.network, atoms)))
+        return 0
     with interruptible() as interruption:
         setup = _resume(config) if config.resume else _prepare(config)
         first = setup.snapshot.state.step
@@ -90,8 +102,19 @@ def run(config: SimulateConfig) -> int:
     return 128 + interruption.received if interruption.received else STOPPED
 
 
-def _prepare(config: SimulateConfig) -> Setup:
-    """A new simulation."""
+class Beginning(NamedTuple):
+    """A simulation that has no trajectory yet."""
+
+    config: SimulateConfig
+    """With everything settled that the options left open."""
+    model: Model
+    atoms: ase.Atoms
+    dynamics: Dynamics
+    snapshot: Snapshot
+
+
+def _begin(config: SimulateConfig) -> Beginning:
+    """Everything up to the first step; writes nothing."""
     if config.extend_fs:
         raise UsageError("--extend: only with --resume; a new run is as long as --time says")
     if config.model is None or config.structure is None:
@@ -103,10 +126,16 @@ def _prepare(config: SimulateConfig) -> Setup:
     model = load_model(config.model, PRECISIONS[config.precision])
     atoms = choose_structure(config.structure, config.frame)
     network, system = place(model, atoms, config.structure, config.device)
+    choose_threads(build(system, network.cutoff, SKIN).j.numel())
+    fix = fixed_atoms(atoms, config.fix)
+    mobile = mobile_atoms(fix, system)
+    if config.relax:
+        system = relaxed(network, system, mobile)
+    config = with_timestep(config, network, system, mobile)
     config = config.model_copy(
         update={
             "output": output,
-            "fix": fixed_atoms(atoms, config.fix),
+            "fix": fix,
             "temperature_K": timed(config.temperature_K, config),
             "pressure_GPa": timed(config.pressure_GPa, config),
         }
@@ -123,17 +152,35 @@ def _prepare(config: SimulateConfig) -> Setup:
         momenta = momenta * dynamics.mobile
     snapshot = start(dynamics, system, momenta)
     refuse_start(config, dynamics, snapshot)
+    return Beginning(config, model, atoms, dynamics, snapshot)
+
+
+def _observables(network: ParametricPotential, atoms: ase.Atoms) -> dict[str, str]:
+    """What is stored of a frame besides vectors, with units."""
+    return (
+        OBSERVABLES
+        | (PERIODIC if atoms.pbc.all() else {})
+        | (DIPOLE if network.settings.dipole else {})
+    )
+
+
+def _prepare(config: SimulateConfig) -> Setup:
+    """A new simulation."""
+    config, model, atoms, dynamics, snapshot = _begin(config)
+    network = model.network
+    assert config.output is not None
+    observables = _observables(network, atoms)
+    frames = config.target // config.every + 1
     if config.overwrite:
-        crash_path(output).unlink(missing_ok=True)
+        crash_path(config.output).unlink(missing_ok=True)
+    require_space(config.output, frames, len(atoms), len(observables))
     writer = TrajectoryWriter.create(
-        output,
+        config.output,
         numbers=atoms.numbers,
         masses=atoms.get_masses(),
         pbc=atoms.pbc,
-        observables=OBSERVABLES
-        | (PERIODIC if atoms.pbc.all() else {})
-        | (DIPOLE if network.settings.dipole else {}),
-        provenance=_provenance(config, model) | {"charge": float(system.charge)},
+        observables=observables,
+        provenance=_provenance(config, model) | {"charge": float(snapshot.state.system.charge)},
         restart=save(snapshot),
         overwrite=config.overwrite,
     )
@@ -188,6 +235,9 @@ def _resume(wanted: SimulateConfig) -> Setup:
     network, system = place(model, atoms, wanted.resume, config.device)
     dynamics = make_dynamics(config, network, system)
     snapshot = restore(dynamics, system, restart)
+    frames = max(0, config.target - snapshot.state.step) // config.every + 1
+    observables = len(_observables(network, atoms))
+    require_space(wanted.resume, frames, len(atoms), observables)
     return Setup(config, network, dynamics, snapshot, TrajectoryWriter.reopen(wanted.resume))
 
 
@@ -349,9 +399,9 @@ command = verb(
     """Run molecular dynamics of STRUCTURE with MODEL.
 
     MODEL is a file made by `mdlearn train`, or its run folder; STRUCTURE is any file that ASE
-    reads. Time step in fs, temperature in K, pressure in GPa, friction in 1/ps. The trajectory is
-    H5MD; Ctrl-C, --max-time, or a file EXIT beside the trajectory end the run at a step that
-    --resume goes on from (exit code 130, 124, 124).
+    reads. Time step in fs (auto: what the fastest vibration allows), temperature in K, pressure in
+    GPa, friction in 1/ps. The trajectory is H5MD; Ctrl-C, --max-time, or a file EXIT beside the
+    trajectory end the run at a step that --resume goes on from (exit code 130, 124, 124).
 
     Guards stop a run that has left the physics (exit code 5), say which atom did what, and keep the
     last 50 steps in TRAJECTORY-crash.extxyz: a pair closer than 0.75 of the shortest distance of
@@ -374,6 +424,7 @@ command = verb(
       mdlearn simulate ethanol-run start.xyz --temperature 350 --time 100ps
       mdlearn simulate ethanol-run start.xyz --ensemble nve --timestep 0.5 --output nve.h5
       mdlearn simulate water-run box.xyz --ensemble npt --temperature 100:300 --pressure 0.1
+      mdlearn simulate ethanol-run start.xyz --relax --timestep auto --time 1ns --dry-run
       mdlearn simulate --resume nve.h5 --extend 100ps --max-time 23h
     """,
 )

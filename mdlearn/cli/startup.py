@@ -1,0 +1,184 @@
+"""What `mdlearn simulate` thinks about before the first step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from mdlearn import h5md, units
+from mdlearn.cli.console import err, hms, out
+from mdlearn.cli.ensembles import TIMES, SimulateConfig
+from mdlearn.config import option_names, parse_course
+from mdlearn.errors import OutputError
+from mdlearn.minimize import minimize
+from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.simulate import Dynamics, Snapshot, simulate
+from mdlearn.system import System
+from mdlearn.timestep import PROBE_STEPS, STEPS_PER_PERIOD, choose_timestep
+
+RELAX_FMAX = 0.1
+"""eV/Å; what heat does to a structure is ten times this."""
+RELAX_STEPS = 500
+TIMING_S = 2.0
+"""For which a dry run runs, but at least `TIMING_STEPS` and at most `MOST_STEPS`."""
+TIMING_STEPS = 5
+MOST_STEPS = 200
+WORKSPACE = 1.5
+"""Memory that an evaluation needs, in units of what it keeps for its derivative."""
+SUFFIXES = {
+    "timestep": "fs",
+    "_per_GPa": "1/GPa",
+    "_per_ps": "1/ps",
+    "_GPa": "GPa",
+    "_K": "K",
+    "_fs": "fs",
+    "_s": "s",
+}
+"""How names of quantities end, and their units."""
+
+
+def relaxed(network: ParametricPotential, system: System, mobile: torch.Tensor | None) -> System:
+    """Positions with forces that dynamics can start from; says what it did.
+
+    Raises:
+        UnstableError: see `minimize`.
+    """
+    found = minimize(network, system, fmax=RELAX_FMAX, steps=RELAX_STEPS, mobile=mobile)
+    gained = float((found.evaluation.energy - found.first.energy).sum())
+    largest = float(found.first.forces.norm(dim=1).max())
+    rest = "" if found.converged else f" (more than {RELAX_FMAX:g}; goes on with the best)"
+    err.print(
+        f"relaxed     in {found.steps} steps: energy {gained:+.3f} eV, largest force"
+        f" {largest:.2f} -> {found.residual:.2f} eV/Å{rest}"
+    )
+    return found.system
+
+
+def with_timestep(
+    config: SimulateConfig,
+    network: ParametricPotential,
+    system: System,
+    mobile: torch.Tensor | None,
+) -> SimulateConfig:
+    """The configuration with a number where the time step was `auto`; says why that one.
+
+    Raises:
+        UnstableError: see `choose_timestep`.
+    """
+    if config.timestep != "auto":
+        return config
+    kT = units.kB * max(kelvin for _, kelvin in parse_course(config.temperature_K, TIMES))
+    chosen = choose_timestep(network, system, kT, mobile)
+    halved = f", halved {chosen.halvings} times to conserve energy" if chosen.halvings else ""
+    err.print(
+        f"time step   {chosen.timestep_fs:g} fs: a {STEPS_PER_PERIOD}th of the fastest vibration,"
+        f" {chosen.wavenumber_per_cm:,.0f} 1/cm{halved}; energy moves by"
+        f" {1000 * chosen.excursion:.2g} meV/atom in {PROBE_STEPS} steps"
+    )
+    return config.model_copy(update={"timestep": chosen.timestep_fs})
+
+
+def require_space(path: Path, frames: int, n_atoms: int, observables: int) -> None:
+    """Raises OutputError if the disk has no room for so many frames."""
+    needed, free = h5md.size(frames, n_atoms, observables), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OutputError(
+            f"{path}: {frames} frames need {_bytes(needed)}, and {_bytes(free)} are free there:"
+            " raise --every, run for less time, or choose another --output"
+        )
+
+
+def dry_run(config: SimulateConfig, dynamics: Dynamics, first: Snapshot, observables: int) -> None:
+    """Runs a few steps and says what the whole run would take; nothing is written."""
+    rate = _steps_per_second(dynamics, first)
+    system, neighbors = first.state.system, first.neighbors
+    n_atoms = len(system.numbers)
+    frames = config.target // config.every + 1
+    output = config.output or Path()
+    need = _memory_per_atom(dynamics, first)
+    total = _memory(system.positions.device)
+    for typed, name in option_names(SimulateConfig).items():
+        value = getattr(config, name)
+        if value is not None and name != "dry_run":
+            unit = next((u for suffix, u in SUFFIXES.items() if name.endswith(suffix)), "")
+            out.print(f"{typed:16} {value} {unit}".rstrip())
+    per_day = rate * config.timestep_fs * 86400 / 1e6
+    pairs = int(neighbors.valid.sum()) // 2
+    out.print(f"\natoms        {n_atoms}, {pairs} pairs; on {system.positions.device}")
+    out.print(f"speed        {rate:.3g} steps/s, {per_day:.3g} ns/day")
+    length = config.target * config.timestep_fs / 1000.0
+    out.print(
+        f"run          {config.target} steps, {length:g} ps: about {hms(config.target / rate)}"
+    )
+    size, free = h5md.size(frames, n_atoms, observables), shutil.disk_usage(output.parent).free
+    out.print(f"trajectory   {output}: {frames} frames, {_bytes(size)}; {_bytes(free)} are free")
+    out.print(
+        f"memory       {_bytes(need)} an atom; about {float(f'{total / need:.1g}'):,.0f} atoms like"
+        f" these fit in {_bytes(total)}"
+    )
+    out.print("nothing was written")
+
+
+def _steps_per_second(dynamics: Dynamics, first: Snapshot) -> float:
+    """Measured without the first step, which is slower."""
+    step = first.state.step
+    began = time.monotonic()
+
+    def observe(snapshot: Snapshot) -> bool:
+        nonlocal began
+        done, now = snapshot.state.step - step, time.monotonic()
+        if done == 1:
+            began = now
+        return done <= TIMING_STEPS or now - began < TIMING_S
+
+    last = simulate(dynamics, first, steps=step + MOST_STEPS, every=1, observe=observe)
+    return (last.state.step - step - 1) / (time.monotonic() - began)
+
+
+def _memory_per_atom(dynamics: Dynamics, snapshot: Snapshot) -> float:
+    """Bytes: on a GPU the peak of an evaluation, else what it keeps, times `WORKSPACE`."""
+    system, neighbors = snapshot.state.system, snapshot.neighbors
+    device, n_atoms = system.positions.device, len(system.numbers)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        evaluate(dynamics.potential, system, neighbors)
+        return (torch.cuda.max_memory_allocated(device) - before) / n_atoms
+    kept: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {each.untyped_storage().data_ptr() for each in _weights(dynamics)}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        evaluate(dynamics.potential, system, neighbors)
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return WORKSPACE * activations / n_atoms
+
+
+def _weights(dynamics: Dynamics) -> list[torch.Tensor]:
+    assert isinstance(dynamics.potential, ParametricPotential)
+    return [*dynamics.potential.parameters(), *dynamics.potential.buffers()]
+
+
+def _memory(device: torch.device) -> int:
+    """Of the device in all, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes(size: float) -> str:
+    """A size as people write it: 3.2 kB, 1.6 MB, 20 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000.0:
+            return f"{size:.3g} {unit}"
+        size /= 1000.0
+    return f"{size:,.3g} TB" if size < 1000.0 else f"{size:,.0f} TB"
