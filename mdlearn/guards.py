@@ -15,7 +15,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from mdlearn.integrators.integrator import Forces, State, conserved_energy, kinetic_energy
+from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.neighbors import SKIN, Neighbors, pair_vectors
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, sum_by_system
@@ -40,9 +40,6 @@ RARE = 30.0
 LARGEST_DRIFT = 0.3
 """eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
 spread over a molecule: far beyond any error of integration that one could live with."""
-POWER_ITERATIONS = 30
-PROBE = 0.01
-"""Å that the atom moves which moves most in a finite difference."""
 
 
 class Limits(NamedTuple):
@@ -160,31 +157,6 @@ def lonely_atoms(system: System, neighbors: Neighbors) -> list[int]:
     alone = ~neighbors.valid.any(1) & (n_atoms[system.system] > 1.0)
     found: list[int] = torch.nonzero(alone).flatten().tolist()
     return found
-
-
-def fastest_period(system: System, forces: Forces) -> float:
-    """The period of the fastest vibration, in Å sqrt(u/eV).
-
-    2π/ω, where ω² is the eigenvalue of largest modulus of the mass-weighted Hessian, by power
-    iteration on differences of forces.
-
-    Args:
-        system: one or several; the fastest of all counts.
-        forces: on a list that is good for it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    mode = torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
-    mode = mode.to(system.positions)
-    root = system.masses.sqrt()[:, None]
-    still = forces(system).forces
-    for _ in range(POWER_ITERATIONS):
-        displacement = mode / root
-        displacement = displacement * (PROBE / displacement.norm(dim=1).max())
-        moved = system._replace(positions=system.positions + displacement)
-        change = (forces(moved).forces - still) / root
-        square = change.norm() / (displacement * root).norm()
-        mode = change
-    return float(2.0 * math.pi / square.sqrt())
 
 
 def _drift(state: State, conserved: Tensor) -> Tensor:

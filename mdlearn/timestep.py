@@ -70,10 +70,9 @@ def choose_timestep(
     Raises:
         UnstableError: energy is not conserved with an eighth of the first choice either.
     """
-    omega = math.sqrt(max(0.0, largest_eigenvalue(potential, system, mobile)))
-    period_fs = 2.0 * math.pi / omega / fs if omega else math.inf
-    wavenumber = omega * second / (2.0 * math.pi * 100.0 * LIGHT_M_PER_S)
-    first = min(LONGEST_FS, period_fs / STEPS_PER_PERIOD)
+    period = fastest_period(potential, system, mobile)
+    wavenumber = second / period / (100.0 * LIGHT_M_PER_S)
+    first = min(LONGEST_FS, period / fs / STEPS_PER_PERIOD)
     limit = max(TOLERANCE * kT, SMALLEST_TOLERANCE)
     for halvings in range(HALVINGS + 1):
         timestep_fs = float(f"{first / 2**halvings:.2g}")
@@ -86,6 +85,18 @@ def choose_timestep(
         f" {1000 * limit:.3g}); the structure is far from what the model was trained on:"
         " start with --relax, or give a number"
     )
+
+
+def fastest_period(potential: Potential, system: System, mobile: Tensor | None = None) -> float:
+    """The period of the fastest vibration, Å sqrt(u/eV); infinite where nothing vibrates.
+
+    Args:
+        potential: the potential.
+        system: one or many systems; of many, the fastest of all.
+        mobile: (n_atoms, 1), zero for atoms that are held.
+    """
+    square = largest_eigenvalue(potential, system, mobile)
+    return 2.0 * math.pi / math.sqrt(square) if square > 0.0 else math.inf
 
 
 def largest_eigenvalue(potential: Potential, system: System, mobile: Tensor | None = None) -> float:

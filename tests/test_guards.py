@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.data import chemical_symbols
-from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal, molecule, random_schnet
+from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal
 from oracles import LennardJones
 from test_simulate import INTEGRATORS, bits, dynamics_of, hot_start, potential
 from torch import Tensor
@@ -24,14 +24,12 @@ from mdlearn.guards import (
     WARM,
     Limits,
     at_start,
-    fastest_period,
     find_trips,
     lonely_atoms,
     make_limits,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.neighbors import SKIN, build
-from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.simulate import (
     CRASH_STEPS,
@@ -298,30 +296,6 @@ def test_largest_forces_of_frames() -> None:
     expected = [(1, max(water[:2])), (6, oxide[0]), (8, max(water[2], oxide[1]))]
     assert largest_forces(frames) == expected
     assert largest_forces(frames[2:]) == []
-
-
-def test_fastest_vibration() -> None:
-    """Against the eigenvalues of the Hessian, row by row."""
-    network, system = random_schnet(scale=2.0), to_system(molecule())
-    neighbors = build(system, CUTOFF, SKIN)
-
-    def forces(system: System) -> Any:
-        return evaluate(network, system, neighbors)
-
-    rows = []
-    for coordinate in range(27):
-        step = torch.zeros(27, dtype=torch.float64)
-        step[coordinate] = 1e-4
-        sides = [
-            forces(system._replace(positions=system.positions + sign * step.view(9, 3))).forces
-            for sign in (1.0, -1.0)
-        ]
-        rows.append(((sides[1] - sides[0]) / 2e-4).flatten())
-    root = system.masses.repeat_interleave(3).sqrt()
-    hessian = torch.stack(rows) / (root[:, None] * root)
-    fastest = float(torch.linalg.eigvalsh(0.5 * (hessian + hessian.T)).abs().max())
-    found = fastest_period(system, forces)
-    assert found == pytest.approx(2.0 * np.pi / fastest**0.5, rel=0.03)
 
 
 def test_lonely_atoms() -> None:

@@ -15,9 +15,10 @@ from mdlearn import units
 from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.errors import UnstableError
 from mdlearn.files import write_atomically
-from mdlearn.guards import at_start, fastest_period, find_trips
+from mdlearn.guards import at_start, find_trips
 from mdlearn.simulate import CrashError, Dynamics, Snapshot
 from mdlearn.system import split
+from mdlearn.timestep import fastest_period
 
 COARSE, FINE = 1 / 10, 1 / 20
 """A time step above this share of the fastest period is taken for the cause; one to be advised."""
@@ -62,7 +63,8 @@ def explain(
 def _advise(crash: CrashError, config: SimulateConfig, dynamics: Dynamics, kept: Path) -> str:
     """The probable cause, and what to do about it."""
     first, dt = crash.snapshots[0], config.timestep_fs
-    period = fastest_period(first.state.system, dynamics.forces(first.neighbors)) / units.fs
+    system = first.state.system
+    period = fastest_period(dynamics.potential, system, dynamics.mobile) / units.fs
     if dt > COARSE * period:
         return (
             f"the fastest vibration takes {period:.1f} fs, so a time step of {dt:g} fs is too long:"
