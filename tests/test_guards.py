@@ -178,14 +178,18 @@ def test_temperatures_that_no_fluctuation_reaches(
     assert crash.trips[0].value == pytest.approx(2.0 * energies[step] / (24.0 * kB))
 
 
+@pytest.mark.parametrize("block", [1, 16])
 @pytest.mark.parametrize("jump", [0.31, -0.31, 0.29])
-def test_conserved_energy_that_jumps(jump: float) -> None:
-    """Handed to a bath that never gave it back."""
+def test_conserved_energy_that_jumps(
+    jump: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a single step, within a block: handed to a bath that gives it back."""
+    monkeypatch.setitem(driver.BLOCK, "cpu", block)
     honest = INTEGRATORS["nve"]
 
     def step(state: State, forces: Forces, surroundings: Surroundings) -> State:
         after = honest.step(state, forces, surroundings)
-        taken = 8.0 * jump if after.step == 21 else 0.0
+        taken = {24: 8.0 * jump, 25: -8.0 * jump}.get(after.step, 0.0)
         return after._replace(bath=after.bath + taken)
 
     integrator = Integrator(honest.init, step, honest.draws, honest.keeps_momentum)
@@ -197,9 +201,9 @@ def test_conserved_energy_that_jumps(jump: float) -> None:
     with pytest.raises(CrashError) as caught:
         simulate(dynamics_of(integrator), first, **arguments)
     (trip,) = caught.value.trips
-    assert trip.step == 21
+    assert trip.step == 24
     assert trip.value == pytest.approx(jump, abs=1e-3)
-    assert [each.state.step for each in caught.value.snapshots] == list(range(22))
+    assert [each.state.step for each in caught.value.snapshots] == list(range(25))
 
 
 class Holed(LennardJones):
