@@ -14,6 +14,8 @@ Frames and atoms are counted from 0, as ASE counts them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MDLearnError(Exception):
     """Base of all errors that the command line reports as one line."""
@@ -40,9 +42,19 @@ class ModelError(MDLearnError):
 
 
 class UnstableError(MDLearnError):
-    """A simulation or a training run left the region where its numbers mean anything."""
+    """A simulation or a training run left the region where its numbers mean anything.
+
+    Args:
+        message: all that is to be said.
+        systems: of a batch, those that it is about, by index, each with what is to be said of it;
+            the others are sound.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, systems: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.systems = dict(systems or {})
 
 
 class OutputError(MDLearnError):

@@ -18,7 +18,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.neighbors import SKIN, Neighbors, pair_vectors
 from mdlearn.potentials.wall import WALL_MARGIN
-from mdlearn.system import System, sum_by_system
+from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
 
 NEAREST = 0.75
@@ -117,7 +117,9 @@ def shares(state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits
     close = (_nearest(state, neighbors, limits).square() / squared).amax(1)
     strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
     hot = kinetic_energy(state) / _largest_kinetic_energy(state, limits)
-    return torch.stack([_largest(close, system), _largest(strong, system), hot, drift])
+    return torch.stack(
+        [largest_by_system(close, system), largest_by_system(strong, system), hot, drift]
+    )
 
 
 def find_trips(
@@ -139,10 +141,10 @@ def find_trips(
     return trips
 
 
-def leap(state: State, trial: State) -> Trip:
-    """The atom that moved further in one step than a neighbor list can follow."""
+def leap(state: State, trial: State, index: int) -> Trip:
+    """The atom of a system that moved further in one step than a neighbor list can follow."""
     distance = (trial.system.positions - state.system.positions).norm(dim=1)
-    n = int(distance.argmax())  # of a NaN, if there is one
+    n, _ = _most(state, index, distance)  # of a NaN, if there is one
     value = float(distance[n])
     if math.isfinite(value):
         text = f"{_name(state, n)} moved {value:.2f} Å in one step (limit {SKIN / 2:.2f} Å)"
@@ -179,13 +181,6 @@ def _largest_kinetic_energy(state: State, limits: Limits) -> Tensor:
     """
     f = state.freedom
     return HOTTEST * 0.5 * limits.kT * (f + 2.0 * (f * RARE).sqrt() + 2.0 * RARE)
-
-
-def _largest(values: Tensor, system: System) -> Tensor:
-    """The largest value among the atoms of each system, (n_atoms,) -> (n_systems,)."""
-    if system.cell.shape[0] == 1:
-        return values.amax(0, keepdim=True)
-    return values.new_zeros(system.cell.shape[0]).scatter_reduce(0, system.system, values, "amax")
 
 
 def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Trip:

@@ -71,7 +71,7 @@ def minimize(
     first, best, step = state.evaluation, state, 0
     while not (converged := residual(state, pressure, cell) <= fmax) and step < steps:
         trial = minimizer.step(state, bind_forces(potential, neighbors, mobile))
-        if not bool(moved_since_build(trial.system, neighbors) <= SKIN / 2):
+        if not bool((moved_since_build(trial.system, neighbors) <= SKIN / 2).all()):
             neighbors = build(state.system, potential.cutoff, SKIN, neighbors.j.shape[1])
             trial = minimizer.step(state, bind_forces(potential, neighbors, mobile))
         state, step = trial, step + 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mdlearn.errors import DataError, UnstableError
-from mdlearn.system import System, split
+from mdlearn.system import System, largest_by_system, select, split
 
 SKIN = 0.5
 """Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
@@ -69,7 +69,50 @@ def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -
         UnstableError: a position is not finite, or an open system has flown apart.
         DataError: a periodic system has a cell without volume.
     """
-    parts = [_build_one(each, index, cutoff + skin) for index, each in enumerate(split(system))]
+    return _build(split(system), range(len(system.charge)), cutoff + skin, capacity)
+
+
+def rebuild(
+    neighbors: Neighbors, system: System, chosen: Tensor, cutoff: float, skin: float
+) -> Neighbors:
+    """New lists for some of the systems; those of the others stay as they are.
+
+    Args:
+        neighbors: the lists so far; the new ones are no narrower, see `build`.
+        system: the batch as it is now.
+        chosen: (n_systems,) bool, the systems that are to have new lists.
+        cutoff: Å, as for `build`.
+        skin: Å, as for `build`.
+
+    Raises:
+        UnstableError, DataError: see `build`.
+    """
+    capacity = neighbors.j.shape[1]
+    if bool(chosen.all()):
+        return build(system, cutoff, skin, capacity)
+    systems, atoms = torch.nonzero(chosen)[:, 0], torch.nonzero(chosen[system.system])[:, 0]
+    part = _build(split(select(system, chosen)), systems.tolist(), cutoff + skin, capacity)
+    width = part.j.shape[1]
+    if width > capacity:
+        neighbors = concatenate([neighbors], width)
+    reverse = atoms[part.reverse // width] * width + part.reverse % width
+    cells = ("reference_cell", "inverse_cell")
+    rows = part._replace(j=atoms[part.j], reverse=reverse)._asdict()
+    old = neighbors._asdict()
+    return neighbors._replace(
+        **{
+            name: old[name].index_copy(0, systems if name in cells else atoms, new)
+            for name, new in rows.items()
+            if name != "reach"
+        }
+    )
+
+
+def _build(
+    systems: Sequence[System], indices: Sequence[int], reach: float, capacity: int
+) -> Neighbors:
+    """The lists of systems, which messages call by their indices."""
+    parts = [_build_one(each, index, reach) for each, index in zip(systems, indices, strict=True)]
     widest = max(1, max(each.j.shape[1] for each in parts))
     if widest > capacity:
         capacity = -(-max(widest, int(1.1 * capacity)) // 4) * 4
@@ -154,15 +197,17 @@ def _check_geometry(
     bad = np.flatnonzero(~np.isfinite(positions).all(1))
     if len(bad) or not np.isfinite(cell).all():
         where = f"atom {bad[0]}" if len(bad) else "the cell"
-        raise UnstableError(
-            f"system {index}, {where}: the position is not a finite number; the forces before this"
-            " step were too large or the input was broken: use a shorter time step or relax first"
+        why = (
+            f"{where}: the position is not a finite number; the forces before this step were too"
+            " large or the input was broken: use a shorter time step or relax first"
         )
+        raise UnstableError(f"system {index}, {why}", {index: why})
     if not pbc.all() and np.ptp(positions, axis=0).max(initial=0.0) > LARGEST_EXTENT:
-        raise UnstableError(
-            f"system {index}: its atoms spread over more than {LARGEST_EXTENT:g} Å; the system has"
-            " blown apart: use a shorter time step or relax first"
+        why = (
+            f"its atoms spread over more than {LARGEST_EXTENT:g} Å; the system has blown apart:"
+            " use a shorter time step or relax first"
         )
+        raise UnstableError(f"system {index}: {why}", {index: why})
     if pbc.any() and abs(np.linalg.det(_complete(cell, pbc))) < 1e-6:
         raise DataError(
             f"system {index}: periodic, but its cell {cell.tolist()} has no volume; give a cell"
@@ -192,15 +237,16 @@ def pair_vectors(system: System, neighbors: Neighbors) -> Tensor:
 
 
 def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
-    """How far the atom that moved most has moved since the list was built, () Å.
+    """How far the atom that moved most has moved since the list was built, (n_systems,) Å.
 
-    The list holds every pair within the cutoff while this is at most skin/2 (Verlet, Phys. Rev.
-    159, 98, 1967). Where a cell has been strained, atoms have moved from where the strain D alone
-    would have taken them; it brings a pair from beyond `reach` no closer than (1 - |D|) reach, and
-    half of that counts for each of its atoms. NaN where a position is NaN.
+    The list of a system holds every pair within the cutoff while this is at most skin/2 (Verlet,
+    Phys. Rev. 159, 98, 1967). Where a cell has been strained, atoms have moved from where the
+    strain D alone would have taken them; it brings a pair from beyond `reach` no closer than
+    (1 - |D|) reach, and half of that counts for each of its atoms. NaN where a position is NaN.
     """
     change = system.cell - neighbors.reference_cell
     strain = torch.bmm(neighbors.inverse_cell, change)  # (n_systems, 3, 3)
     taken = torch.bmm(neighbors.reference[:, None], strain[system.system])[:, 0]
     distance = (system.positions - neighbors.reference - taken).square().sum(1)
-    return distance.max().sqrt() + 0.5 * neighbors.reach * strain.square().sum((1, 2)).max().sqrt()
+    furthest = largest_by_system(distance, system).sqrt()
+    return furthest + 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()

@@ -5,6 +5,9 @@ neighbor list and looks once, at its end, for how many of them the list was good
 the block is done again up to the last good step, and a new list is built there. The noise of a
 step depends on the seed and the step alone, so steps that are done again are the same steps. So are
 the last ones before a guard tripped: nothing is recorded in case one does.
+
+A batch shares the steps and nothing else: each system has its own noise, and when its own atoms
+have moved, and only then, a list of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ from mdlearn.integrators.integrator import (
     Surroundings,
     conserved_energy,
 )
-from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
+from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
 from mdlearn.potentials.evaluate import Potential, evaluate
 from mdlearn.system import Evaluation, System, sum_by_system
 
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
 They change the time that a run takes, and not a bit of it."""
+WORN = 0.75 * SKIN / 2
+"""Å. A list is replaced when an atom has moved so far, while it is still good for a step: then
+hardly ever is a step done in vain."""
 FLAT = 1e-6
 """A moment of inertia that is so much smaller than another one is that of a line."""
 CRASH_STEPS = 50
@@ -44,6 +50,8 @@ CRASH_STEPS = 50
 
 Course = Callable[[int], Tensor]
 """What a quantity of each system is during a step, (n_systems,): a function of the step alone."""
+Points = Sequence[tuple[int, float]]
+"""Steps and values, to be joined by straight lines; the first and the last value hold beyond."""
 
 
 class Dynamics(NamedTuple):
@@ -96,11 +104,18 @@ def bind_forces(potential: Potential, neighbors: Neighbors, mobile: Tensor | Non
     return held
 
 
-def piecewise_linear(points: Sequence[tuple[int, float]], system: System) -> Course:
-    """Linear between points (step, value), and what the first and the last say beyond them."""
+def piecewise_linear(points: Points, system: System) -> Course:
+    """Linear between points, the same for all systems of a batch."""
     steps, values = zip(*points, strict=True)
     like = torch.ones_like(system.charge)
     return lambda step: like * float(np.interp(step, steps, values))
+
+
+def piecewise_linear_each(points: Sequence[Points], system: System) -> Course:
+    """Linear between points, which every system of a batch has of its own."""
+    courses = [([step for step, _ in each], [value for _, value in each]) for each in points]
+    like = torch.ones_like(system.charge)
+    return lambda step: like.new_tensor([np.interp(step, *each) for each in courses])
 
 
 def isolated(potential: Potential, integrator: Integrator, system: System) -> Dynamics:
@@ -130,10 +145,11 @@ class CrashError(UnstableError):
                 of the trip if its neighbor list was good, and that before it if an atom moved too
                 far.
         """
-        what = "; ".join(f"step {each.step}: {each.text}" for each in trips)
+        what = {each.system: f"step {each.step}: {each.text}" for each in trips}
         super().__init__(
-            f"{what}; the time step is too long, or the atoms have gone where the model was never"
-            " trained"
+            f"{'; '.join(what.values())}; the time step is too long, or the atoms have gone where"
+            " the model was never trained",
+            what,
         )
         self.trips = trips
         self.snapshots = snapshots
@@ -251,51 +267,71 @@ def simulate(
         CrashError: a guard tripped, see `guards.shares`; or an atom moved further in one step than
             the list can follow.
         UnstableError: a system without periodic directions has flown apart.
+
+        Both say which systems these are; `replicas.keep` goes on with the others from the last
+        snapshot that was observed.
     """
     state, neighbors, conserved = snapshot
     older = newer = snapshot
-    block = BLOCK[state.momenta.device.type]
+    longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
-        length = min(block, every - state.step % every, steps - state.step)
-        trial, good, share = _run_block(dynamics, state, neighbors, conserved, length)
+        # A system has a new list where its old one is worn or the next step would leave it, and
+        # nowhere else: so the life of a list depends on the trajectory of its system alone, and so
+        # do its bits, however the run is cut up and whatever else is in the batch.
+        moved = moved_since_build(state.system, neighbors)
+        worn = moved > WORN
+        if bool(worn.any()):
+            neighbors = rebuild(neighbors, state.system, worn, dynamics.potential.cutoff, SKIN)
+            moved = torch.where(worn, 0.0, moved)
+        length = min(pace, every - state.step % every, steps - state.step)
+        trial, good, share = _run_block(dynamics, state, neighbors, conserved, moved, length)
+        pace = min(2 * pace, longest) if good == length else max(good, 1)
+        if good == 0:
+            first = dynamics.step(state, neighbors)
+            left = ~(moved_since_build(first.system, neighbors) <= SKIN / 2)
+            lost = torch.nonzero(left & (moved == 0.0)).flatten().tolist()
+            if lost:
+                trips = [leap(state, first, index) for index in lost]
+                raise CrashError(trips, _replay(dynamics, older, state.step))
+            neighbors = rebuild(neighbors, state.system, left, dynamics.potential.cutoff, SKIN)
+            continue
         if good < length:
-            if good == 0 and torch.equal(state.system.positions, neighbors.reference):
-                first, _, _ = _run_block(dynamics, state, neighbors, conserved, 1)
-                raise CrashError([leap(state, first)], _replay(dynamics, older, state.step))
-            # Up to the last good step, and a new list there and nowhere else: so the life of a list
-            # depends on the trajectory alone, and so do its bits, however the run is cut up.
-            trial, _, share = _run_block(dynamics, state, neighbors, conserved, good)
+            trial, _, share = _run_block(dynamics, state, neighbors, conserved, moved, good)
         if not share <= 1.0:  # NaN trips too
             last = Snapshot(_to_trip(dynamics, state, neighbors, conserved), neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
-        if good < length:
-            capacity = neighbors.j.shape[1]
-            neighbors = build(trial.system, dynamics.potential.cutoff, SKIN, capacity)
         state = trial
         snapshot = Snapshot(state, neighbors, conserved)
         if state.step - newer.state.step >= CRASH_STEPS:
             older, newer = newer, snapshot
-        seen = good and (state.step % every == 0 or state.step == steps)
+        seen = state.step % every == 0 or state.step == steps
         if seen and not observe(snapshot):
             break
     return Snapshot(state, neighbors, conserved)
 
 
 def _run_block(
-    dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: Tensor, length: int
+    dynamics: Dynamics,
+    state: State,
+    neighbors: Neighbors,
+    conserved: Tensor,
+    moved: Tensor,
+    length: int,
 ) -> tuple[State, int, float]:
-    """Runs some steps on one list.
+    """Runs some steps on lists with atoms that have `moved`, (n_systems,) Å, since they were built.
 
     Returns:
-        The last state, how many steps the list was good, and the largest of the guards' shares.
+        The last state; for how many steps all lists were good, and not worn before the step; and
+        the largest of the guards' shares.
     """
-    moved = moved_since_build(state.system, neighbors)
-    good, share = torch.zeros_like(moved), torch.zeros_like(moved)
+    going, good, share = (moved.new_full((), start) for start in (1.0, 0.0, 0.0))
     for _ in range(length):
         state = dynamics.step(state, neighbors)
-        moved = torch.maximum(moved, moved_since_build(state.system, neighbors))
-        good = good + (moved <= SKIN / 2)  # False for NaN too, and from then on
+        last, moved = moved, moved_since_build(state.system, neighbors)
+        # Zero for NaN too; and once it is, for all steps that follow.
+        going = going * ((last <= WORN) & (moved <= SKIN / 2)).all()
+        good = good + going
         share = torch.maximum(share, shares(state, neighbors, conserved, dynamics.limits).max())
     steps, largest = torch.stack([good, share]).tolist()
     return state, int(steps), largest
@@ -305,7 +341,8 @@ def _to_trip(dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: 
     """The first state of a block in which a guard trips."""
     share = 0.0
     while share <= 1.0:
-        state, _, share = _run_block(dynamics, state, neighbors, conserved, 1)
+        state = dynamics.step(state, neighbors)
+        share = float(shares(state, neighbors, conserved, dynamics.limits).max())
     return state
 
 

@@ -90,6 +90,26 @@ def split(system: System) -> list[System]:
     ]
 
 
+def select(system: System, chosen: Tensor) -> System:
+    """Some of the systems of a batch, in their order. Looks at values.
+
+    Args:
+        system: the batch.
+        chosen: (n_systems,) bool.
+    """
+    atoms = chosen[system.system]
+    rank = chosen.cumsum(0) - 1
+    return System(
+        system.positions[atoms],
+        system.numbers[atoms],
+        system.masses[atoms],
+        system.cell[chosen],
+        system.pbc[chosen],
+        rank[system.system[atoms]],
+        system.charge[chosen],
+    )
+
+
 def sum_by_system(values: Tensor, system: System) -> Tensor:
     """Sums a quantity of atoms over each system.
 
@@ -107,6 +127,17 @@ def sum_by_system(values: Tensor, system: System) -> Tensor:
         return values.sum(0, keepdim=True)
     flat = values.reshape(values.shape[0], -1)
     return (_members(system).to(values.dtype) @ flat).reshape(-1, *values.shape[1:])
+
+
+def largest_by_system(values: Tensor, system: System) -> Tensor:
+    """The largest of a quantity that is nowhere negative, (n_atoms,) -> (n_systems,); or NaN.
+
+    A scatter, but of all orders that it may come in the result is the same.
+    """
+    if system.cell.shape[0] == 1:
+        return values.amax(0, keepdim=True)
+    least = values.new_zeros(system.cell.shape[0])
+    return least.scatter_reduce(0, system.system, values, "amax")
 
 
 def share_out(values: Tensor, system: System) -> Tensor:

@@ -18,7 +18,7 @@ from oracles import brute_force_pairs, listed_pairs
 from mdlearn import neighbors as neighbor_lists
 from mdlearn.atoms import to_system
 from mdlearn.errors import DataError, UnstableError
-from mdlearn.neighbors import Neighbors, build, moved_since_build, pair_vectors
+from mdlearn.neighbors import Neighbors, build, moved_since_build, pair_vectors, rebuild
 from mdlearn.system import concatenate
 
 CUTOFFS = (1.7, 3.5, 6.1)
@@ -169,7 +169,7 @@ def test_moved_since_build() -> None:
     positions[5, 1] -= 0.2
     moved = moved_since_build(system._replace(positions=positions), neighbors)
     assert float(moved) == pytest.approx(0.5, rel=1e-14)
-    assert moved.shape == ()
+    assert moved.shape == (1,)
     positions[4, 0] = torch.nan
     assert moved_since_build(system._replace(positions=positions), neighbors).isnan()
 
@@ -243,3 +243,24 @@ def test_open_system_that_flew_apart_is_an_error() -> None:
         build(to_system(atoms), 3.0)
     atoms.positions[1, 1] = 9e4
     assert not build(to_system(atoms), 3.0).valid.any()
+
+
+def test_rebuilding_some_is_building_all() -> None:
+    """Also where the new list is wider than the old ones, and for those that are left alone."""
+    parts = [to_system(each) for each in (molecule(), crystal(), molecule("C2H6", seed=1))]
+    batch = concatenate(parts)
+    old = build(batch, 2.0, 0.3)
+    moved = batch._replace(
+        positions=torch.where(batch.system[:, None] == 1, 0.6, 1.0) * batch.positions,
+        cell=batch.cell * torch.tensor([1.0, 0.6, 1.0], dtype=torch.float64)[:, None, None],
+    )
+    new = rebuild(old, moved, torch.tensor([False, True, False]), 2.0, 0.3)
+    assert new.j.shape[1] > old.j.shape[1]
+    expected = build(moved, 2.0, 0.3, old.j.shape[1])
+    for name, found in new._asdict().items():
+        assert torch.equal(found, getattr(expected, name)), name
+    spoiled = moved._replace(positions=moved.positions.clone())
+    spoiled.positions[-1, 0] = torch.nan
+    with pytest.raises(UnstableError, match="system 2, atom 7") as raised:
+        rebuild(old, spoiled, torch.tensor([False, False, True]), 2.0, 0.3)
+    assert list(raised.value.systems) == [2]

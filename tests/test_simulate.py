@@ -116,7 +116,7 @@ def count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
 @every_ensemble
 def test_is_the_plain_loop(ensemble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     integrator = INTEGRATORS[ensemble]
-    rebuilds = count(monkeypatch, "build")
+    rebuilds = count(monkeypatch, "rebuild")
     first = hot_start(integrator)
     last = go(first, integrator, 120).state
 
@@ -139,7 +139,7 @@ def test_blocks_and_outputs_change_no_bit(ensemble: str, monkeypatch: pytest.Mon
     ends = set()
     for block, every in ((1, 150), (3, 150), (16, 7), (1000, 150)):
         monkeypatch.setitem(driver.BLOCK, "cpu", block)
-        rebuilds = count(monkeypatch, "build")
+        rebuilds = count(monkeypatch, "rebuild")
         last = go(hot_start(integrator), integrator, 150, every=every)
         assert len(rebuilds) > 2
         ends.add(tuple(bits(last.state)))
@@ -153,7 +153,7 @@ def test_split_run_is_the_unbroken_run(
 ) -> None:
     chosen = potential() if network == "toy" else random_schnet(scale=0.5)
     integrator = INTEGRATORS[ensemble]
-    rebuilds = count(monkeypatch, "build")
+    rebuilds = count(monkeypatch, "rebuild")
     first = hot_start(integrator, chosen)
     steps = 60 if network == "schnet" else 150
     unbroken = go(first, integrator, steps, network=chosen)
@@ -189,7 +189,7 @@ def test_observer_decides_when_to_stop() -> None:
 def test_observed_states_are_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written down is the potential at the positions that are written down."""
     integrator = INTEGRATORS["langevin"]
-    rebuilds = count(monkeypatch, "build")
+    rebuilds = count(monkeypatch, "rebuild")
 
     def observe(snapshot: Snapshot) -> bool:
         state = snapshot.state
