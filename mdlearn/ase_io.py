@@ -16,16 +16,17 @@ h5md_format = ExternalIOFormat(
 """What ASE registers, under the name `mdlearn-h5md`."""
 
 
-def read_mdlearn_h5md(filename: str, index: int | slice = -1) -> Iterator[Atoms]:
+def read_mdlearn_h5md(filename: str, index: int | slice = -1, replica: int = 0) -> Iterator[Atoms]:
     """Yields the selected committed frames; ASE finds this function by its name.
 
     Args:
         filename: Path of the trajectory.
         index: Which frames; ASE passes a slice.
+        replica: Which replica, from 0, of a file with several.
     """
     from mdlearn.trajectory import Trajectory  # `import ase.io` loads this module in every program
 
-    with Trajectory(filename) as trajectory:
+    with Trajectory(filename, replica) as trajectory:
         frames = range(len(trajectory))
         for i in frames[index] if isinstance(index, slice) else [frames[index]]:
             yield trajectory.atoms(i)

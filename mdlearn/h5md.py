@@ -11,6 +11,10 @@ All `step` and `time` are hard links to one pair of datasets. Datasets may be lo
 valid: `commits` counts the commits, the valid slot is `commits` modulo 2, and `frames[slot]` frames
 and the restart state in `restart/<slot>` are valid. A commit fills the other slot, waits for the
 disk, and then adds one to `commits`: these 8 bytes switch frames and restart state together.
+
+A file of several replicas has particles/replica_000, particles/replica_001, ... in place of
+particles/all, and observables/replica_000/<name>, ...; each replica has frames of its own number,
+so that `frames[slot]` is a row of numbers, and a `step` and a `time` of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -37,9 +41,6 @@ SCHEMA = 1
 LIBVER = ("v110", "v110")
 """The oldest HDF5 format that bears a reader beside the writer (SWMR), and survives a kill."""
 OURS = "parameters/mdlearn"
-STEP = "particles/all/position/step"
-TIME = "particles/all/position/time"
-EDGES = "particles/all/box/edges/value"
 VECTORS = {
     "position": ("Angstrom", 1.0),
     "velocity": ("Angstrom fs-1", fs),
@@ -47,16 +48,63 @@ VECTORS = {
 }
 """Per-atom vectors: unit in the file, and what one ASE unit is in it."""
 
+
+class Particles(NamedTuple):
+    """What a file is to hold of one run; of several replicas it has one of these for each."""
+
+    numbers: npt.ArrayLike
+    """Atomic numbers, (n_atoms,)."""
+    masses: npt.ArrayLike
+    """Masses in u, (n_atoms,)."""
+    pbc: npt.ArrayLike
+    """Periodic along each cell vector, (3,)."""
+    observables: Mapping[str, str]
+    """Unit of each number stored per frame, by name; "" if it has none."""
+
+
+class Paths(NamedTuple):
+    """Where the frames of one replica are."""
+
+    particles: str
+    observables: str
+
+    @property
+    def step(self) -> str:
+        """The number of the time step of each frame."""
+        return f"{self.particles}/position/step"
+
+    @property
+    def time(self) -> str:
+        """The time of each frame."""
+        return f"{self.particles}/position/time"
+
+    @property
+    def edges(self) -> str:
+        """The cell vectors of each frame."""
+        return f"{self.particles}/box/edges/value"
+
+    def vector(self, name: str) -> str:
+        """One of `VECTORS`."""
+        return f"{self.particles}/{name}/value"
+
+    def observable(self, name: str) -> str:
+        """One of the numbers."""
+        return f"{self.observables}/{name}/value"
+
+    def series(self, file: Any) -> tuple[str, ...]:
+        """Paths of the datasets that grow by one row per frame."""
+        vectors = (self.vector(name) for name in VECTORS)
+        observables = (self.observable(name) for name in file[self.observables])
+        return (self.step, self.time, self.edges, *vectors, *observables)
+
+
 _CHUNK_BYTES = 2**16  # a commit rewrites the last chunk, a reader reads whole ones
 _CHUNK_FRAMES = 512
 _WRITTEN_SWMR = 4  # bit of the consistency flags, byte 11 of the superblock
 
 
 def blank(
-    numbers: npt.ArrayLike,
-    masses: npt.ArrayLike,
-    pbc: npt.ArrayLike,
-    observables: Mapping[str, str],
+    particles: Sequence[Particles],
     provenance: Mapping[str, str | int | float],
     restart: Mapping[str, npt.NDArray[Any]],
     dtype: npt.DTypeLike,
@@ -72,12 +120,8 @@ def blank(
         header.create_group("author").attrs["name"] = os.environ.get("USER", "unknown")
         header.create_group("creator").attrs.update(name="mdlearn", version=_version())
         header.create_group("modules/units").attrs["version"] = [1, 0]
-        _particles(file.create_group("particles/all"), numbers, masses, pbc, np.dtype(dtype))
-        file.create_group("observables")
-        for name, unit in observables.items():
-            _refuse_paths(name)
-            values = _series(file, f"observables/{name}/value", (), np.dtype(np.float64), unit)
-            _link_times(file, values.parent)
+        for paths, each in zip(_paths(len(particles)), particles, strict=True):
+            _add_particles(file, paths, each, np.dtype(dtype))
         records = file.create_group("parameters/provenance")
         for name, value in provenance.items():
             _refuse_paths(name)
@@ -85,7 +129,7 @@ def blank(
         ours = file.create_group(OURS)
         ours.attrs["schema"] = SCHEMA
         ours["commits"] = np.int64(0)
-        ours["frames"] = np.zeros(2, np.int64)
+        ours["frames"] = np.zeros((2, len(particles)) if len(particles) > 1 else 2, np.int64)
         for slot in "01":
             state = ours.create_group(f"restart/{slot}")
             for name, array in restart.items():
@@ -112,27 +156,50 @@ def install(image: memoryview, path: Path) -> None:
         os.close(folder)
 
 
-def series(file: Any) -> tuple[str, ...]:
-    """Paths of the datasets that grow by one row per frame."""
-    vectors = (f"particles/all/{name}/value" for name in VECTORS)
-    observables = (f"observables/{name}/value" for name in file["observables"])
-    return (STEP, TIME, EDGES, *vectors, *observables)
+def replicas(file: Any) -> list[Paths]:
+    """Where the frames of each replica are; of a single run, in one place."""
+    return _paths(len(file["particles"]))
 
 
-def committed(file: Any) -> tuple[int, int]:
-    """Number of commits, and of committed frames."""
+def _paths(count: int) -> list[Paths]:
+    if count == 1:
+        return [Paths("particles/all", "observables")]
+    digits = max(3, len(str(count - 1)))  # so that the order of names is that of numbers
+    names = [f"replica_{index:0{digits}}" for index in range(count)]
+    return [Paths(f"particles/{name}", f"observables/{name}") for name in names]
+
+
+def series(file: Any) -> dict[str, int]:
+    """Paths of the datasets that grow by one row per frame, each with its replica."""
+    return {
+        name: index for index, paths in enumerate(replicas(file)) for name in paths.series(file)
+    }
+
+
+def committed(file: Any) -> tuple[int, list[int]]:
+    """Number of commits, and of committed frames of each replica."""
     commits = int(file[f"{OURS}/commits"][()])
-    return commits, int(file[f"{OURS}/frames"][commits % 2])
+    return commits, frames_in(file[f"{OURS}/frames"], commits)
 
 
-def open_for_reading(path: Path) -> tuple[Any, io.FileIO]:
+def frames_in(counts: Any, commits: int) -> list[int]:
+    """How many frames of each replica a number of commits has made valid."""
+    return [int(each) for each in np.ravel(counts[commits % 2])]
+
+
+def open_for_reading(path: Path, replica: int | None = None) -> tuple[Any, io.FileIO]:
     """Opens a file that is finished, left by a kill, or being written, without changing it.
+
+    Args:
+        path: Where it is.
+        replica: The one to be read, from 0; all if None. It is looked at whether it is whole.
 
     Returns:
         The HDF5 file, and a plain one below it; both are to be closed.
 
     Raises:
-        DataError: There is no such file, or it is not a trajectory this version can read.
+        DataError: There is no such file or replica, or it is not a trajectory this version can
+            read.
         OutputError: Reading it is not permitted.
     """
     try:
@@ -153,7 +220,7 @@ def open_for_reading(path: Path) -> tuple[Any, io.FileIO]:
         else:
             file = h5py.File(raw, "r")
         try:
-            _check(file, path)
+            _check(file, path, replica)
         except BaseException:
             file.close()
             raise
@@ -165,12 +232,12 @@ def open_for_reading(path: Path) -> tuple[Any, io.FileIO]:
         moved = mark != int.from_bytes(raw.read(12)[11:])
         raw.close()
         if moved:  # a writer opened or closed the file at this very moment
-            return open_for_reading(path)
+            return open_for_reading(path, replica)
         raise unreadable(path, error) from error
     return file, raw
 
 
-def _check(file: Any, path: Path) -> None:
+def _check(file: Any, path: Path, replica: int | None) -> None:
     """Refuses other layouts, and a file whose committed frames are not all in it."""
     schema = file[OURS].attrs["schema"] if OURS in file else None
     if schema is None or schema > SCHEMA:
@@ -180,14 +247,23 @@ def _check(file: Any, path: Path) -> None:
             f"{path}: expected a trajectory made by mdlearn, of layout version {SCHEMA} or lower, "
             f"found {found}. {todo}."
         )
-    size, frames = path.stat().st_size, committed(file)[1]
-    for name in ("particles/all/species", "particles/all/mass", "particles/all/box", *series(file)):
-        dataset = file[name]
-        if frames and name in series(file):
-            first = (frames - 1) // dataset.chunks[0] * dataset.chunks[0]
-            chunk = dataset.id.get_chunk_info_by_coord((first,) + (0,) * (dataset.ndim - 1))
-            if chunk.byte_offset is None or chunk.byte_offset + chunk.size > size:
-                raise OSError(f"truncated file: frame {frames - 1} of {name} is missing")
+    size, places = path.stat().st_size, list(zip(replicas(file), committed(file)[1], strict=True))
+    if replica is not None:
+        if not 0 <= replica < len(places):
+            raise DataError(
+                f"{path}: expected a replica from 0 to {len(places) - 1}, found {replica}. Ask for"
+                " one of these."
+            )
+        places = [places[replica]]
+    for paths, frames in places:
+        grown = paths.series(file)
+        for name in (*(f"{paths.particles}/{each}" for each in ("species", "mass", "box")), *grown):
+            dataset = file[name]
+            if frames and name in grown:
+                first = (frames - 1) // dataset.chunks[0] * dataset.chunks[0]
+                chunk = dataset.id.get_chunk_info_by_coord((first,) + (0,) * (dataset.ndim - 1))
+                if chunk.byte_offset is None or chunk.byte_offset + chunk.size > size:
+                    raise OSError(f"truncated file: frame {frames - 1} of {name} is missing")
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
@@ -212,8 +288,8 @@ def repair(path: Path) -> None:
             raw.truncate(max(end, raw.seek(0, os.SEEK_END)))
         with h5py.File(raw, "r+", libver=LIBVER) as file:
             frames = committed(file)[1]
-            for name in series(file):
-                file[name].resize(frames, axis=0)
+            for name, replica in series(file).items():
+                file[name].resize(frames[replica], axis=0)
         raw.flush()
         os.fsync(raw.fileno())
 
@@ -239,27 +315,27 @@ def reason(error: Exception) -> str:
     return cause[1] if cause else text.partition("\n")[0]
 
 
-def _particles(
-    particles: Any,
-    numbers: npt.ArrayLike,
-    masses: npt.ArrayLike,
-    pbc: npt.ArrayLike,
-    dtype: np.dtype[Any],
-) -> None:
-    species = np.asarray(numbers, np.int64)  # (n_atoms,)
+def _add_particles(file: Any, paths: Paths, made_of: Particles, dtype: np.dtype[Any]) -> None:
+    particles = file.create_group(paths.particles)
+    species = np.asarray(made_of.numbers, np.int64)  # (n_atoms,)
     particles["species"] = species
-    particles["mass"] = np.asarray(masses, np.float64)
+    particles["mass"] = np.asarray(made_of.masses, np.float64)
     particles["mass"].attrs["unit"] = "u"
     _series(particles, "position/step", (), np.dtype(np.int64), "")
     _series(particles, "position/time", (), np.dtype(np.float64), "fs")
     for name, (unit, _) in VECTORS.items():
         _series(particles, f"{name}/value", (*species.shape, 3), dtype, unit)
     _series(particles, "box/edges/value", (3, 3), np.dtype(np.float64), "Angstrom")
-    for name in ("velocity", "force", "box/edges"):
-        _link_times(particles.file, particles[name])
     particles["box"].attrs["dimension"] = 3
-    boundary = np.where(np.broadcast_to(np.asarray(pbc, bool), 3), "periodic", "none")
+    boundary = np.where(np.broadcast_to(np.asarray(made_of.pbc, bool), 3), "periodic", "none")
     particles["box"].attrs["boundary"] = boundary.tolist()
+    observables = file.require_group(paths.observables)
+    for name, unit in made_of.observables.items():
+        _refuse_paths(name)
+        _series(observables, f"{name}/value", (), np.dtype(np.float64), unit)
+    grown = [particles[name] for name in ("velocity", "force", "box/edges")]
+    for group in (*grown, *observables.values()):
+        group["step"], group["time"] = file[paths.step], file[paths.time]
 
 
 def _series(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], unit: str) -> Any:
@@ -275,15 +351,13 @@ def _chunk(row: int) -> int:
     return min(_CHUNK_FRAMES, max(1, _CHUNK_BYTES // max(1, row)))
 
 
-def size(frames: int, n_atoms: int, observables: int) -> int:
+def size(frames: int, particles: Sequence[Particles]) -> int:
     """Bytes that so many frames in float64 take in a file, whole chunks of them."""
-    vector, number = 8 * 3 * n_atoms, 8
-    rows = [vector] * len(VECTORS) + [8 * 9] + [number] * (2 + observables)
+    rows = []
+    for each in particles:
+        vector = 8 * 3 * len(np.asarray(each.numbers))
+        rows += [vector] * len(VECTORS) + [8 * 9] + [8] * (2 + len(each.observables))
     return sum(row * -(-frames // _chunk(row)) * _chunk(row) for row in rows)
-
-
-def _link_times(file: Any, group: Any) -> None:
-    group["step"], group["time"] = file[STEP], file[TIME]
 
 
 def _refuse_paths(name: str) -> None:

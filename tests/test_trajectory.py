@@ -22,10 +22,13 @@ import h5py
 import numpy as np
 import pytest
 
-from mdlearn import h5md, lock, trajectory
+from mdlearn import h5md, lock
+from mdlearn import writer as writing
 from mdlearn.ase_io import h5md_format
 from mdlearn.errors import DataError, MDLearnError, OutputError
-from mdlearn.trajectory import Trajectory, TrajectoryWriter
+from mdlearn.h5md import Particles
+from mdlearn.trajectory import Trajectory
+from mdlearn.writer import TrajectoryWriter
 
 NUMBERS = np.array([8, 1, 1, 6])
 MASSES = np.array([15.999, 1.008, 2.014, 12.011])
@@ -58,11 +61,9 @@ def state(n):
 
 
 def create(path, **changes):
+    observables = changes.pop("observables", OBSERVABLES)
     arguments = {
-        "numbers": NUMBERS,
-        "masses": MASSES,
-        "pbc": [True, False, True],
-        "observables": OBSERVABLES,
+        "particles": [Particles(NUMBERS, MASSES, [True, False, True], observables)],
         "provenance": PROVENANCE,
         "restart": state(0),
     }
@@ -286,6 +287,124 @@ def test_mdanalysis_reads_it(finished):
     universe.trajectory.close()
 
 
+SMALLER = Particles(NUMBERS[:2], MASSES[:2], [False] * 3, {"temperature": "K"})
+
+
+def create_replicas(path, **changes):
+    """Three replicas, of which the second one is smaller and tells less."""
+    large = Particles(NUMBERS, MASSES, [True, False, True], OBSERVABLES)
+    return create(path, particles=[large, SMALLER, large], **changes)
+
+
+def replica_frame(i, replica):
+    """Frame i of a replica, as `append` takes it."""
+    made = frame(100 * replica + i) | {"step": 10 * i, "time_fs": 0.1 * i, "replica": replica}
+    if replica == 1:
+        made |= {name: made[name][:2] for name in ("positions", "velocities", "forces")}
+        made["observables"] = {"temperature": 300.0}
+    return made
+
+
+def write_replicas(writer, start, stop, every=1, last=3):
+    """Replica 1 ends at frame `last`."""
+    for i in range(start, stop):
+        for replica in range(3):
+            if replica != 1 or i < last:
+                writer.append(**replica_frame(i, replica))
+        if (i + 1) % every == 0 or i + 1 == stop:
+            writer.commit(state(i + 1))
+
+
+def assert_holds_replicas(path, last=3):
+    """All that was committed of each replica is there; returns the number of frames of the first.
+
+    The frames and the restart state belong together.
+    """
+    with Trajectory(path) as first:
+        n = len(first)
+        assert_same_state(first.restart(), state(n))
+        assert first.n_replicas == 3
+    for replica, count in enumerate((n, min(n, last), n)):
+        with Trajectory(path, replica) as found:
+            expected = [replica_frame(i, replica) for i in range(count)]
+            assert found.steps.tolist() == [each["step"] for each in expected]
+            assert set(found.observable_names) == set(OBSERVABLES if replica != 1 else SMALLER[3])
+            for name, read in [("positions", found.positions), ("cell", found.cells)]:
+                for i in range(count):
+                    np.testing.assert_array_equal(read(i), expected[i][name])
+            temperatures = [each["observables"]["temperature"] for each in expected]
+            assert found.observable("temperature").tolist() == temperatures
+    return n
+
+
+def test_replicas_are_kept_apart(path):
+    with create_replicas(path) as writer:
+        write_replicas(writer, 0, 7, every=3)
+    assert assert_holds_replicas(path) == 7
+    with Trajectory(path, 1) as found:
+        assert found.numbers.tolist() == [8, 1]
+        assert found.pbc.tolist() == [False] * 3
+    with h5py.File(path) as file:
+        assert list(file["particles"]) == ["replica_000", "replica_001", "replica_002"]
+        assert len(file["particles/replica_001/force/value"]) == 3
+        assert len(file["observables/replica_002/drift/step"]) == 7
+    with pytest.raises(DataError, match="replica from 0 to 2, found 3"):
+        Trajectory(path, 3)
+    with create_replicas(path, overwrite=True) as writer, pytest.raises(MDLearnError, match="4, 3"):
+        writer.append(**replica_frame(0, 0) | {"replica": 1})
+
+
+def test_every_moment_of_a_commit_of_replicas_is_readable(path, tmp_path, monkeypatch):
+    moments = []
+    fsync = os.fsync
+
+    def snapshot(descriptor):
+        moments.append(shutil.copy(path, tmp_path / f"{len(moments)}.h5"))
+        fsync(descriptor)
+
+    with create_replicas(path) as writer:
+        monkeypatch.setattr(writing.os, "fsync", snapshot)
+        write_replicas(writer, 0, 8, every=2)
+        monkeypatch.undo()
+    assert [assert_holds_replicas(m) for m in moments] == [2 * ((i + 1) // 2) for i in range(8)]
+    for moment in moments[2:7:2]:
+        with TrajectoryWriter.reopen(moment) as writer:
+            write_replicas(writer, writer.committed, 9)
+        assert assert_holds_replicas(moment) == 9
+
+
+def linked(path, replica, target):
+    """One replica as a file of its own without a copy, as the documentation has it."""
+    name = f"replica_{replica:03}"
+    with h5py.File(target, "w") as one, h5py.File(path) as all_:
+        all_.copy("h5md", one)
+        for group in ("particles", "observables"):
+            one[f"{group}/trajectory"] = h5py.ExternalLink(path.name, f"{group}/{name}")
+    return target
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Reader has no dt:UserWarning")
+def test_mdanalysis_reads_replicas(path):
+    import MDAnalysis
+
+    with create_replicas(path) as writer:
+        write_replicas(writer, 0, 7, last=4)
+    for replica, file, n_frames in (
+        (1, linked(path, 1, path.with_name("one.h5")), 4),
+        (2, linked(path, 2, path.with_name("two.h5")), 7),
+    ):
+        universe = MDAnalysis.Universe.empty(2 if replica == 1 else 4, trajectory=True)
+        universe.load_new(str(file), format="H5MD")
+        assert len(universe.trajectory) == n_frames
+        for i, moment in enumerate(universe.trajectory):
+            expected = replica_frame(i, replica)
+            np.testing.assert_allclose(moment.positions, expected["positions"], rtol=1e-6)
+            assert moment.data["step"] == 10 * i
+            temperature = expected["observables"]["temperature"]
+            assert moment.data["trajectory/temperature"] == temperature
+        universe.trajectory.close()
+
+
 @pytest.fixture
 def ase_io():
     import ase.io.formats
@@ -310,6 +429,15 @@ def test_ase_reads_it(finished, ase_io):
     assert atoms.get_potential_energy() == -9.0
     assert atoms.pbc.tolist() == [True, False, True]
     assert atoms.info["time_fs"] == pytest.approx(0.6)
+
+
+def test_ase_reads_replicas(path, ase_io):
+    with create_replicas(path) as writer:
+        write_replicas(writer, 0, 5, last=2)
+    assert [len(ase_io.read(path, ":", replica=i)) for i in range(3)] == [5, 2, 5]
+    atoms = ase_io.read(path, replica=1)
+    np.testing.assert_array_equal(atoms.positions, replica_frame(1, 1)["positions"])
+    assert len(ase_io.read(path)) == 4
 
 
 def test_frames_without_an_energy(path):
@@ -347,7 +475,7 @@ def test_every_moment_of_a_commit_is_readable(path, tmp_path, monkeypatch):
         fsync(descriptor)
 
     with create(path) as writer:
-        monkeypatch.setattr(trajectory.os, "fsync", snapshot)
+        monkeypatch.setattr(writing.os, "fsync", snapshot)
         write(writer, 0, 24, every=2)
         monkeypatch.undo()
     # Before the counter is written, the commit has not happened; after it, it has.
@@ -397,13 +525,13 @@ def test_a_kill_during_repair_loses_nothing(path, tmp_path, monkeypatch):
     write(writer, 0, 100, every=50)
     with monkeypatch.context() as patch:
         # 1000 frames more are in the file, more than a chunk, but were never acknowledged.
-        patch.setattr(trajectory.os, "fsync", lambda _: shutil.copy(path, torn) and 1 / 0)
+        patch.setattr(writing.os, "fsync", lambda _: shutil.copy(path, torn) and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write(writer, 100, 1100, every=1100)
     writer.close()
     assert assert_holds(path) == 100  # an interrupted commit is cut off by `close`
     with h5py.File(path) as file:
-        assert len(file[h5md.STEP]) == 100
+        assert len(file["particles/all/position/step"]) == 100
     repaired = shutil.copy(torn, tmp_path / "repaired.h5")
     recorders = []
     real = h5py.File

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 import ase
 import ase.io
+import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mdlearn import units
 from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.errors import UnstableError
 from mdlearn.files import write_atomically
-from mdlearn.guards import at_start, find_trips
+from mdlearn.guards import Trip, at_start, find_trips
 from mdlearn.simulate import CrashError, Dynamics, Snapshot
-from mdlearn.system import split
+from mdlearn.system import select, split
 from mdlearn.timestep import fastest_period
 
 COARSE, FINE = 1 / 10, 1 / 20
@@ -26,9 +28,17 @@ EARLY = 200
 """Steps in which the strain of a starting structure shows."""
 
 
-def crash_path(trajectory: Path) -> Path:
-    """Where the last steps before a crash are kept."""
-    return trajectory.with_name(f"{trajectory.stem}-crash.extxyz")
+def crash_path(trajectory: Path, replica: int | None = None) -> Path:
+    """Where the last steps before a crash are kept, of a single run or of one of many replicas."""
+    which = "" if replica is None else f"-replica_{replica:03}"
+    return trajectory.with_name(f"{trajectory.stem}{which}-crash.extxyz")
+
+
+def forget_crashes(trajectory: Path) -> None:
+    """Removes what is kept of crashes of an older run of the same name."""
+    crash_path(trajectory).unlink(missing_ok=True)
+    for each in trajectory.parent.glob(f"{glob.escape(trajectory.stem)}-replica_*-crash.extxyz"):
+        each.unlink()
 
 
 def refuse_start(config: SimulateConfig, dynamics: Dynamics, snapshot: Snapshot) -> None:
@@ -37,40 +47,41 @@ def refuse_start(config: SimulateConfig, dynamics: Dynamics, snapshot: Snapshot)
     assert dynamics.limits is not None
     trips = find_trips(state, neighbors, conserved, at_start(dynamics.limits))
     if trips:
+        which = f", replica {trips[0].system}" if len(conserved) > 1 else ""
         raise UnstableError(
-            f"{config.structure}: {trips[0].text}; nothing was simulated: relax the structure first"
-            " (--relax, or mdlearn relax), check its cell and units, or train on such frames"
+            f"{config.structure}{which}: {trips[0].text}; nothing was simulated: relax the"
+            " structure first (--relax, or mdlearn relax), check its cell and units, or train on"
+            " such frames"
         )
 
 
 def explain(
-    crash: CrashError, config: SimulateConfig, dynamics: Dynamics, trajectory: Path
-) -> UnstableError:
+    crash: CrashError, trip: Trip, config: SimulateConfig, dynamics: Dynamics, kept: Path
+) -> str:
     """Keeps the last steps, and says what happened, why in all likelihood, and what to do."""
-    kept = crash_path(trajectory)
-    write_frames(kept, crash.snapshots, crash.trips[0].system, config.timestep_fs)
-    first = crash.snapshots[0]
-    what = "; ".join(
-        f"step {each.step}, {each.step * config.timestep_fs:g} fs: {each.text}"
-        for each in crash.trips
-    )
-    return UnstableError(
-        f"{what}; {_advise(crash, config, dynamics, kept)}; {kept} holds every step from"
-        f" {first.state.step} to {crash.snapshots[-1].state.step}"
+    write_frames(kept, crash.snapshots, trip.system, config.timestep_fs)
+    first, last = crash.snapshots[0].state.step, crash.snapshots[-1].state.step
+    return (
+        f"step {trip.step}, {trip.step * config.timestep_fs:g} fs: {trip.text};"
+        f" {_advise(crash, trip, config, dynamics, kept)}; {kept} holds every step from {first} to"
+        f" {last}"
     )
 
 
-def _advise(crash: CrashError, config: SimulateConfig, dynamics: Dynamics, kept: Path) -> str:
+def _advise(
+    crash: CrashError, trip: Trip, config: SimulateConfig, dynamics: Dynamics, kept: Path
+) -> str:
     """The probable cause, and what to do about it."""
-    first, dt = crash.snapshots[0], config.timestep_fs
-    system = first.state.system
-    period = fastest_period(dynamics.potential, system, dynamics.mobile) / units.fs
+    batch, dt = crash.snapshots[0].state.system, config.timestep_fs
+    chosen = torch.arange(len(batch.charge), device=batch.charge.device) == trip.system
+    mobile = None if dynamics.mobile is None else dynamics.mobile[chosen[batch.system]]
+    period = fastest_period(dynamics.potential, select(batch, chosen), mobile) / units.fs
     if dt > COARSE * period:
         return (
             f"the fastest vibration takes {period:.1f} fs, so a time step of {dt:g} fs is too long:"
             f" use --timestep {FINE * period:.1g}"
         )
-    if crash.trips[0].step <= EARLY:
+    if trip.step <= EARLY:
         return (
             "so soon after the start the structure was strained, or is not of the kind that the"
             f" model was trained on: relax it first (--relax), or train on frames such as in {kept}"

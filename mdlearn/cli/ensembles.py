@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +27,7 @@ from mdlearn.integrators import (
     velocity_verlet,
 )
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.simulate import Course, Dynamics, piecewise_linear
+from mdlearn.simulate import Course, Dynamics, piecewise_linear, piecewise_linear_each
 from mdlearn.system import System
 
 TIMES = {"fs": 1.0, "ps": 1e3, "ns": 1e6, "us": 1e9}
@@ -41,7 +43,20 @@ def _course_text(text: object, least: float) -> str:
     return str(text)
 
 
-Kelvin = Annotated[str, BeforeValidator(lambda text: _course_text(text, 0.0))]
+def _course_texts(text: object, least: float) -> str:
+    """Courses joined by commas; a configuration file may have them as a list."""
+    parts = text if isinstance(text, list) else str(text).split(",")
+    return ",".join(_course_text(part, least) for part in parts)
+
+
+def _frames_text(text: object) -> str:
+    """What can be read as one frame or a slice of frames, as it is."""
+    if not re.fullmatch(r"-?\d+|all|(-?\d*:){1,2}-?\d*", str(text)):
+        raise ValueError("expected a number, all, or first:end as in 0:10, where end is not in it")
+    return str(text)
+
+
+Kelvin = Annotated[str, BeforeValidator(lambda text: _course_texts(text, 0.0))]
 Gigapascal = Annotated[str, BeforeValidator(lambda text: _course_text(text, -1e3))]
 NPT = ("npt", "npt-flexible", "mtk")
 
@@ -65,7 +80,14 @@ class SimulateConfig(Config):
 
     model: Path | None = Field(None, description="a model file, or the run folder that holds one")
     structure: Path | None = Field(None, description="where to start: any file that ASE reads")
-    frame: int = Field(-1, description="which structure of the file, from 0; -1 is the last")
+    frame: Annotated[str, BeforeValidator(_frames_text)] = Field(
+        "-1",
+        description="which structure of the file, from 0; -1 is the last; 0:10 or all: a replica"
+        " for each",
+    )
+    replicas: int | None = Field(
+        None, ge=1, description="runs of the same structure in one batch, with different seeds"
+    )
     resume: Path | None = Field(
         None, description="go on with this trajectory, up to --steps or --time"
     )
@@ -81,7 +103,8 @@ class SimulateConfig(Config):
         "300",
         alias="temperature",
         description="of the thermostat and of the first velocities, K; 100:300 rises over the run,"
-        " 100@0ps:300@5ps:300@10ps:50@20ps is linear between points",
+        " 100@0ps:300@5ps:300@10ps:50@20ps is linear between points; 280,300,320: a replica for"
+        " each",
     )
     pressure_GPa: Gigapascal = Field(  # noqa: N815
         "0.0001", alias="pressure", description="of the barostat, GPa; may vary like --temperature"
@@ -147,7 +170,9 @@ class SimulateConfig(Config):
         alias="dry-run",
         description="say what the run would do and take, after a few steps; writes nothing",
     )
-    seed: int = Field(0, ge=0, description="of the first velocities and the thermostat")
+    seed: int = Field(
+        0, ge=0, description="of the first velocities and the thermostat; one more for each replica"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
 
@@ -185,7 +210,7 @@ def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: 
         _integrator(config),
         _course(config.temperature_K, units.kB, config, system),
         _course(config.pressure_GPa, units.GPa, config, system),
-        [config.seed],
+        range(config.seed, config.seed + len(system.charge)),
         mobile_atoms(config.fix, system),
         _limits(config, network, system),
     )
@@ -193,11 +218,17 @@ def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: 
 
 def _limits(config: SimulateConfig, network: ParametricPotential, system: System) -> Limits:
     """What the guards hold the run to: without them, that atoms do not overlap."""
-    hottest = max(value for _, value in parse_course(config.temperature_K, TIMES)) * units.kB
-    kT = torch.full_like(system.charge, hottest if config.ensemble != "nve" else torch.inf)
+    infinite = torch.full_like(system.charge, torch.inf)
     if config.guards == "off":
-        return make_limits((), (), torch.full_like(kT, torch.inf))
+        return make_limits((), (), infinite)
+    hottest = system.charge.new_tensor(highest(config.temperature_K)) * units.kB
+    kT = infinite if config.ensemble == "nve" else hottest.expand_as(infinite)
     return make_limits(network.settings.closest, network.settings.largest_forces, kT)
+
+
+def highest(text: str) -> list[float]:
+    """The highest value of each course of a list."""
+    return [max(value for _, value in parse_course(part, TIMES)) for part in text.split(",")]
 
 
 def _integrator(config: SimulateConfig) -> Integrator:
@@ -221,22 +252,66 @@ def _integrator(config: SimulateConfig) -> Integrator:
 
 def _course(text: str, unit: float, config: SimulateConfig, system: System) -> Course:
     points = [
-        (round((time or 0.0) / config.timestep_fs), value * unit)
-        for time, value in parse_course(text, TIMES)
+        [
+            (round((time or 0.0) / config.timestep_fs), value * unit)
+            for time, value in parse_course(part, TIMES)
+        ]
+        for part in text.split(",")
     ]
-    return piecewise_linear(points, system)
+    if len(points) == 1:
+        return piecewise_linear(points[0], system)
+    return piecewise_linear_each(points, system)
 
 
 def timed(text: str, config: SimulateConfig) -> str:
     """A ramp over the run as one between times, which does not change when the run goes on."""
-    points = parse_course(text, TIMES)
-    if len(points) == 1 or points[0][0] is not None:
-        return text
-    return f"{points[0][1]}@0fs:{points[1][1]}@{config.target * config.timestep_fs}fs"
+
+    def timed_one(part: str) -> str:
+        points = parse_course(part, TIMES)
+        if len(points) == 1 or points[0][0] is not None:
+            return part
+        return f"{points[0][1]}@0fs:{points[1][1]}@{config.target * config.timestep_fs}fs"
+
+    return ",".join(timed_one(part) for part in text.split(","))
 
 
-def fixed_atoms(atoms: ase.Atoms, fix: str | None) -> str | None:
-    """The atoms that are held, joined by commas: those of the structure and those of `--fix`.
+def count_replicas(config: SimulateConfig, n_structures: int) -> int:
+    """How many systems a run has: as many as there are structures, temperatures, or `--replicas`.
+
+    Raises:
+        UsageError: these are different numbers, and not one.
+    """
+    counts = {
+        f"--frame {config.frame}": n_structures,
+        f"--temperature {config.temperature_K}": len(config.temperature_K.split(",")),
+        f"--replicas {config.replicas}": config.replicas or 1,
+    }
+    several = {given: count for given, count in counts.items() if count > 1}
+    if len(set(several.values())) > 1:
+        raise UsageError(
+            f"{' and '.join(several)}: expected equal numbers of replicas, or one, found"
+            f" {' and '.join(map(str, several.values()))}"
+        )
+    return max(counts.values())
+
+
+def fixed_atoms(structures: Sequence[ase.Atoms], fix: str | None) -> str | None:
+    """The atoms that are held, joined by commas: those of the structures and those of `--fix`.
+
+    Raises:
+        UsageError: `--fix` is no list of atoms, or the structures do not hold the same ones.
+    """
+    fixed = {_fixed_atoms(atoms, fix) for atoms in structures}
+    if len(fixed) > 1:
+        raise UsageError(
+            "the structures hold different atoms where they are; in one batch all must hold the"
+            " same ones: run them one by one, or remove the constraints"
+        )
+    return fixed.pop()
+
+
+def _fixed_atoms(atoms: ase.Atoms, fix: str | None) -> str | None:
+    """The atoms of one structure that are held, joined by commas.
 
     Raises:
         UsageError: `--fix` is no list of atoms of this structure.
@@ -263,13 +338,18 @@ def fixed_atoms(atoms: ase.Atoms, fix: str | None) -> str | None:
 def mobile_atoms(fix: str | None, system: System) -> Tensor | None:
     """Zero for atoms that are held and one for others, (n_atoms, 1), from what `fixed_atoms` says.
 
+    In a batch, the same atoms of every system.
+
     Raises:
         UsageError: no atom is left to move.
     """
     if fix is None:
         return None
     mobile = torch.ones_like(system.masses)[:, None]
-    mobile[[int(each) for each in fix.split(",")]] = 0.0
+    sizes = torch.bincount(system.system)
+    firsts = sizes.cumsum(0) - sizes
+    for atom in fix.split(","):
+        mobile[firsts + int(atom)] = 0.0
     if not bool(mobile.any()):
         raise UsageError("--fix: all atoms are held; leave some free to move")
     return mobile

@@ -13,6 +13,7 @@ from mdlearn.analysis import energy_drift, first_broken_bond
 from mdlearn.cli.check import summary, table
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
+from mdlearn.cli.recording import replica_table
 from mdlearn.config import Config
 from mdlearn.errors import DataError
 from mdlearn.potentials.checkpoint import load_model
@@ -59,6 +60,9 @@ def _model(path: Path) -> None:
 
 def _trajectory(path: Path) -> None:
     with Trajectory(path) as trajectory:
+        if trajectory.n_replicas > 1:
+            _replicas(trajectory)
+            return
         formula = Formula.from_list([chemical_symbols[z] for z in trajectory.numbers])
         times = trajectory.times_fs
         out.print(f"trajectory   {path}: {len(trajectory)} frames of {formula:hill}")
@@ -75,6 +79,18 @@ def _trajectory(path: Path) -> None:
         out.print(f"bonds        {'none broken' if broken is None else f'broken: {broken}'}")
         for key, value in trajectory.provenance.items():
             out.print(f"{key:<12} {value}")
+
+
+def _replicas(trajectory: Trajectory) -> None:
+    n = trajectory.n_replicas
+    out.print(f"trajectory   {trajectory.path}: {n} replicas")
+    out.print(replica_table(trajectory.path))
+    for index in range(n):
+        with Trajectory(trajectory.path, index) as replica:
+            if replica.stopped:
+                out.print(f"replica {index} stopped: {replica.stopped}")
+    for key, value in trajectory.provenance.items():
+        out.print(f"{key:<12} {value}")
 
 
 command = verb(

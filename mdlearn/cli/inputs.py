@@ -1,7 +1,8 @@
-"""What verbs that move atoms are given: one structure, and a network that knows its elements."""
+"""What verbs that move atoms are given: structures, and a network that knows their elements."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ase
@@ -11,34 +12,46 @@ from mdlearn.device import choose_device
 from mdlearn.errors import UsageError
 from mdlearn.potentials.checkpoint import Model
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.system import System
+from mdlearn.system import System, concatenate
 
 
-def choose_structure(path: Path, frame: int) -> ase.Atoms:
-    """One structure of a file.
+def choose_structures(path: Path, frame: str) -> list[ase.Atoms]:
+    """Structures of a file.
+
+    Args:
+        path: the file.
+        frame: a number, a slice as in 0:10, or `all`.
 
     Raises:
         DataError: see `read_atoms`.
-        UsageError: the file has fewer structures.
+        UsageError: the file has no such structures.
     """
     structures = read_atoms(path)
-    if not -len(structures) <= frame < len(structures):
+    numbers = range(len(structures))
+    if ":" in frame:
+        numbers = numbers[slice(*(int(each) if each else None for each in frame.split(":")))]
+    elif frame != "all":
+        numbers = numbers[int(frame) :][:1] if -len(numbers) <= int(frame) else numbers[:0]
+    if not numbers:
         raise UsageError(
             f"--frame {frame}: {path} has {len(structures)} structures, counted from 0"
         )
-    return structures[frame]
+    return [structures[number] for number in numbers]
 
 
 def place(
-    model: Model, atoms: ase.Atoms, name: Path, device: str
+    model: Model, structures: Sequence[ase.Atoms], name: Path, device: str
 ) -> tuple[ParametricPotential, System]:
-    """Network and system on the device that was asked for, if they belong together.
+    """Network and batch on the device that was asked for, if they belong together.
 
     Raises:
         DataError, ModelError, ResourceError: they do not, or there is no such device.
     """
     where = choose_device(device)
-    system = to_system(atoms)
-    check_geometry(system, str(name))
-    require_species(model.network.species, system, str(name))
-    return model.network.to(where), System(*(each.to(where) for each in system))
+    systems = [to_system(atoms) for atoms in structures]
+    for index, system in enumerate(systems):
+        called = f"{name}, structure {index}" if len(systems) > 1 else str(name)
+        check_geometry(system, called)
+        require_species(model.network.species, system, called)
+    batch = concatenate(systems)
+    return model.network.to(where), System(*(each.to(where) for each in batch))

@@ -20,7 +20,7 @@ from rich.table import Table
 from mdlearn import units
 from mdlearn.cli.console import Line, err, interruptible, out
 from mdlearn.cli.ensembles import fixed_atoms, mobile_atoms
-from mdlearn.cli.inputs import choose_structure, place
+from mdlearn.cli.inputs import choose_structures, place
 from mdlearn.cli.options import verb
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_threads
@@ -72,8 +72,8 @@ def run(config: RelaxConfig) -> int:
     output = config.output or Path(f"{config.structure.name.split('.')[0]}-relaxed.extxyz")
     refuse_existing(output, overwrite=config.overwrite)
     model = load_model(config.model, PRECISIONS[config.precision])
-    atoms = choose_structure(config.structure, config.frame)
-    network, system = place(model, atoms, config.structure, config.device)
+    (atoms,) = choose_structures(config.structure, str(config.frame))
+    network, system = place(model, [atoms], config.structure, config.device)
     if config.cell == "none" and config.pressure_GPa:
         raise UsageError("--pressure: acts on the cell only; choose --cell isotropic or full")
     if config.cell != "none" and not bool(system.pbc.all()):
@@ -81,7 +81,7 @@ def run(config: RelaxConfig) -> int:
             f"--cell {config.cell}: {config.structure} is not periodic in all three directions, so"
             " its cell is not under stress; leave out --cell"
         )
-    mobile = mobile_atoms(fixed_atoms(atoms, config.fix), system)
+    mobile = mobile_atoms(fixed_atoms([atoms], config.fix), system)
     pressure = config.pressure_GPa * units.GPa
     choose_threads(build(system, network.cutoff).j.numel())
     with interruptible() as interruption, Line() as line:

@@ -5,66 +5,57 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
 import torch
-from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from mdlearn import __version__, units
-from mdlearn.analysis import energy_drift, first_broken_bond
-from mdlearn.cli.console import Interruption, Line, err, hms, interruptible, out
-from mdlearn.cli.crash import crash_path, explain, refuse_start
+from mdlearn.cli.console import Interruption, Line, err, interruptible
+from mdlearn.cli.crash import forget_crashes, refuse_start
 from mdlearn.cli.ensembles import (
     SimulateConfig,
+    count_replicas,
     fixed_atoms,
     make_dynamics,
     mobile_atoms,
     timed,
 )
-from mdlearn.cli.inputs import choose_structure, place
+from mdlearn.cli.inputs import choose_structures, place
 from mdlearn.cli.options import verb
+from mdlearn.cli.recording import (
+    Recorder,
+    blank_record,
+    particles_of,
+    progress,
+    running_of,
+    summarize,
+)
 from mdlearn.cli.startup import dry_run, relaxed, require_space, with_timestep
 from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
-from mdlearn.guards import lonely_atoms
-from mdlearn.integrators import (
-    State,
-    conserved_energy,
-    kinetic_energy,
-    pressure,
-)
+from mdlearn.h5md import Particles
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import Model, load_model
-from mdlearn.potentials.evaluate import evaluate_multipoles
-from mdlearn.potentials.network import ParametricPotential
+from mdlearn.replicas import choose, keep, narrow
 from mdlearn.simulate import (
-    CrashError,
     Dynamics,
     Snapshot,
     maxwell_boltzmann,
     restore,
-    save,
     simulate,
     start,
 )
-from mdlearn.system import volume
-from mdlearn.trajectory import Trajectory, TrajectoryWriter
+from mdlearn.system import concatenate, select
+from mdlearn.trajectory import Trajectory
+from mdlearn.writer import TrajectoryWriter
 
-OBSERVABLES = {
-    "potential_energy": "eV",
-    "kinetic_energy": "eV",
-    "conserved_energy": "eV",
-    "temperature": "K",
-}
-PERIODIC = {"pressure": "GPa", "volume": "Angstrom3"}
-"""Of systems with a volume."""
-DIPOLE = {"dipole_x": "e Angstrom", "dipole_y": "e Angstrom", "dipole_z": "e Angstrom"}
-"""Of models that were trained on dipoles; about the origin, atoms not wrapped."""
 STOPPED = 124
 """Exit code of a run that was told to stop, as `timeout` has it."""
 COMMIT_S = 2.0
@@ -75,30 +66,30 @@ class Setup(NamedTuple):
     """A simulation that is ready to run."""
 
     config: SimulateConfig
-    potential: ParametricPotential
     dynamics: Dynamics
     snapshot: Snapshot
-    writer: TrajectoryWriter
+    recorder: Recorder
 
 
 def run(config: SimulateConfig) -> int:
     """Simulates, and says what came of it."""
     if config.dry_run and not config.resume:
-        settled, model, atoms, dynamics, snapshot = _begin(config)
-        dry_run(settled, dynamics, snapshot, len(_observables(model.network, atoms)))
+        settled, _, particles, dynamics, snapshot = _begin(config)
+        dry_run(settled, dynamics, snapshot, particles)
         return 0
     with interruptible() as interruption:
         setup = _resume(config) if config.resume else _prepare(config)
+        recorder = setup.recorder
         first = setup.snapshot.state.step
         began = time.monotonic()
         try:
             last = _run(setup, interruption)
         finally:
-            setup.writer.close()
-        _summarize(setup, first, last.state.step, time.monotonic() - began)
-    if last.state.step == setup.config.target:
-        return 0
-    err.print(f"stopped early; go on with: mdlearn simulate --resume {setup.writer.path}")
+            recorder.writer.close()
+        summarize(recorder, first, last.state.step, time.monotonic() - began)
+    if last.state.step == setup.config.target or not bool(recorder.running.any()):
+        return 0 if bool(recorder.running.all()) else UnstableError.exit_code
+    err.print(f"stopped early; go on with: mdlearn simulate --resume {recorder.writer.path}")
     return 128 + interruption.received if interruption.received else STOPPED
 
 
@@ -108,7 +99,7 @@ class Beginning(NamedTuple):
     config: SimulateConfig
     """With everything settled that the options left open."""
     model: Model
-    atoms: ase.Atoms
+    particles: list[Particles]
     dynamics: Dynamics
     snapshot: Snapshot
 
@@ -124,10 +115,11 @@ def _begin(config: SimulateConfig) -> Beginning:
     output = config.output or Path(f"{config.structure.name.split('.')[0]}-traj.h5")
     refuse_existing(output, overwrite=config.overwrite)
     model = load_model(config.model, PRECISIONS[config.precision])
-    atoms = choose_structure(config.structure, config.frame)
-    network, system = place(model, atoms, config.structure, config.device)
+    structures = choose_structures(config.structure, config.frame)
+    n_replicas = count_replicas(config, len(structures))
+    network, system = place(model, structures, config.structure, config.device)
     choose_threads(build(system, network.cutoff, SKIN).j.numel())
-    fix = fixed_atoms(atoms, config.fix)
+    fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
     if config.relax:
         system = relaxed(network, system, mobile)
@@ -140,53 +132,49 @@ def _begin(config: SimulateConfig) -> Beginning:
             "pressure_GPa": timed(config.pressure_GPa, config),
         }
     )
+    one_each = len(structures) == n_replicas
+    if not one_each:
+        system, structures = concatenate([system] * n_replicas), structures * n_replicas
     dynamics = make_dynamics(config, network, system)
-    if atoms.has("momenta") and config.ensemble == "nve":
-        momenta = torch.tensor(atoms.get_momenta()).to(system.positions)
+    if one_each and config.ensemble == "nve" and all(each.has("momenta") for each in structures):
+        momenta = torch.cat([torch.tensor(each.get_momenta()) for each in structures])
+        momenta = momenta.to(system.positions)
         err.print(f"velocities  of {config.structure}")
     else:
         kT = dynamics.kT(0)
         momenta = maxwell_boltzmann(system, kT, dynamics.seeds, dynamics.mobile)
-        err.print(f"velocities  drawn at {float(kT) / units.kB:g} K, seed {config.seed}")
+        kelvin = ", ".join(f"{each / units.kB:g}" for each in dict.fromkeys(kT.tolist()))
+        last = config.seed + n_replicas - 1
+        seeds = f"seed {config.seed}" if n_replicas == 1 else f"seeds {config.seed} to {last}"
+        err.print(f"velocities  drawn at {kelvin} K, {seeds}")
     if dynamics.mobile is not None:
         momenta = momenta * dynamics.mobile
     snapshot = start(dynamics, system, momenta)
     refuse_start(config, dynamics, snapshot)
-    return Beginning(config, model, atoms, dynamics, snapshot)
-
-
-def _observables(network: ParametricPotential, atoms: ase.Atoms) -> dict[str, str]:
-    """What is stored of a frame besides vectors, with units."""
-    return (
-        OBSERVABLES
-        | (PERIODIC if atoms.pbc.all() else {})
-        | (DIPOLE if network.settings.dipole else {})
-    )
+    return Beginning(config, model, particles_of(network, structures), dynamics, snapshot)
 
 
 def _prepare(config: SimulateConfig) -> Setup:
     """A new simulation."""
-    config, model, atoms, dynamics, snapshot = _begin(config)
-    network = model.network
+    config, model, particles, dynamics, snapshot = _begin(config)
     assert config.output is not None
-    observables = _observables(network, atoms)
-    frames = config.target // config.every + 1
+    require_space(config.output, config.target // config.every + 1, particles)
     if config.overwrite:
-        crash_path(config.output).unlink(missing_ok=True)
-    require_space(config.output, frames, len(atoms), len(observables))
+        forget_crashes(config.output)
+    system = snapshot.state.system
+    charges = system.charge.tolist()
+    record = blank_record(snapshot)
     writer = TrajectoryWriter.create(
         config.output,
-        numbers=atoms.numbers,
-        masses=atoms.get_masses(),
-        pbc=atoms.pbc,
-        observables=observables,
-        provenance=_provenance(config, model) | {"charge": float(snapshot.state.system.charge)},
-        restart=save(snapshot),
+        particles=particles,
+        provenance=_provenance(config, model)
+        | {"charge": charges[0] if len(charges) == 1 else json.dumps(charges)},
+        restart=record,
         overwrite=config.overwrite,
     )
-    setup = Setup(config, network, dynamics, snapshot, writer)
-    _append(setup, snapshot)
-    return setup
+    recorder = Recorder(config, model.network, writer, system, record)
+    recorder.append(snapshot)
+    return Setup(config, dynamics, snapshot, recorder)
 
 
 def _resume(wanted: SimulateConfig) -> Setup:
@@ -196,8 +184,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
         stored = json.loads(str(trajectory.provenance["configuration"]))
         model_sha256 = trajectory.provenance["model_sha256"]
         restart = trajectory.restart()
-        charge = float(trajectory.provenance["charge"])
-        numbers, masses, pbc = trajectory.numbers, trajectory.masses, trajectory.pbc
+        structures = _stored_structures(trajectory, restart)
     changed = {"steps", "time_fs", "extend_fs"} & wanted.model_fields_set
     others = wanted.model_fields_set - changed - {"resume", "device", "max_time_s"}
     if others:
@@ -224,31 +211,53 @@ def _resume(wanted: SimulateConfig) -> Setup:
             f"{model.path}: not the model that {wanted.resume} was made with (its hash differs);"
             " put that one back, or start a new trajectory"
         )
-    atoms = ase.Atoms(
-        numbers,
-        restart["positions"],
-        cell=restart["cell"][0],
-        pbc=pbc,
-        masses=masses,
-        info={"charge": charge},
-    )
-    network, system = place(model, atoms, wanted.resume, config.device)
-    dynamics = make_dynamics(config, network, system)
-    snapshot = restore(dynamics, system, restart)
+    network, system = place(model, structures, wanted.resume, config.device)
+    running = running_of(restart.get("stopped"), system)
+    if not bool(running.any()):
+        raise UnstableError(
+            f"{wanted.resume}: all replicas have stopped, see mdlearn info {wanted.resume}; start a"
+            " new run with another --timestep, structure or model"
+        )
+    dynamics = narrow(make_dynamics(config, network, system), system, running)
+    saved = choose(restart, system, running)
+    snapshot = restore(dynamics, select(system, running), saved)
     frames = max(0, config.target - snapshot.state.step) // config.every + 1
-    observables = len(_observables(network, atoms))
-    require_space(wanted.resume, frames, len(atoms), observables)
-    return Setup(config, network, dynamics, snapshot, TrajectoryWriter.reopen(wanted.resume))
+    require_space(wanted.resume, frames, particles_of(network, structures))
+    recorder = Recorder(config, network, TrajectoryWriter.reopen(wanted.resume), system, restart)
+    return Setup(config, dynamics, snapshot, recorder)
+
+
+def _stored_structures(
+    trajectory: Trajectory, restart: Mapping[str, NDArray[Any]]
+) -> list[ase.Atoms]:
+    """Those that a trajectory goes on from, one for each replica."""
+    structures: list[ase.Atoms] = []
+    charges = np.ravel(json.loads(str(trajectory.provenance["charge"])))
+    first = 0
+    for index, charge in enumerate(charges):
+        with Trajectory(trajectory.path, index) as replica:
+            last = first + len(replica.numbers)
+            structures.append(
+                ase.Atoms(
+                    replica.numbers,
+                    restart["positions"][first:last],
+                    cell=restart["cell"][index],
+                    pbc=replica.pbc,
+                    masses=replica.masses,
+                    info={"charge": float(charge)},
+                )
+            )
+        first = last
+    return structures
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     """Runs to the end or until told to stop; the last state is committed whatever happens."""
-    config, writer = setup.config, setup.writer
-    choose_threads(setup.snapshot.neighbors.j.numel())
-    first, latest = setup.snapshot.state.step, setup.snapshot
+    config, dynamics, latest, recorder = setup
+    choose_threads(latest.neighbors.j.numel())
+    first, path = latest.state.step, recorder.writer.path
     began = committed = time.monotonic()
-    warned = False
-    wish = writer.path.parent / "EXIT"
+    wish = path.parent / "EXIT"
 
     def told_to_stop() -> bool:
         if wish.exists():
@@ -257,19 +266,6 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
         late = config.max_time_s is not None and time.monotonic() - began > config.max_time_s
         return late or bool(interruption.received)
 
-    def warn_of_lonely_atoms(snapshot: Snapshot) -> None:
-        nonlocal warned
-        state, neighbors, _ = snapshot
-        lonely = [] if warned else lonely_atoms(state.system, neighbors)
-        if lonely:
-            warned = True
-            n, reach = lonely[0], float(neighbors.reach)
-            element = chemical_symbols[int(state.system.numbers[n])]
-            err.print(
-                f"warning     step {state.step}: atom {n} ({element}) has no neighbor within"
-                f" {reach:g} Å; the model gives it no force and the energy of an isolated atom"
-            )
-
     with Line() as line:
 
         def observe(snapshot: Snapshot) -> bool:
@@ -277,80 +273,32 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             latest = snapshot
             state, now = snapshot.state, time.monotonic()
             if state.step % config.every == 0:
-                _append(setup, snapshot)
+                recorder.append(snapshot)
             if now - committed > COMMIT_S:
-                writer.commit(save(snapshot))
+                recorder.commit(snapshot)
                 committed = now
-            warn_of_lonely_atoms(snapshot)
+            recorder.warn_of_lonely_atoms(snapshot)
             rate = (state.step - first) / (now - began)  # steps/s
-            line.show(_progress(config, snapshot, rate))
+            line.show(progress(config, snapshot, rate))
             return not told_to_stop()
 
         try:
-            return simulate(
-                setup.dynamics,
-                setup.snapshot,
-                steps=config.target,
-                every=config.every,
-                observe=observe,
-            )
-        except UnstableError as error:
-            if isinstance(error, CrashError):
-                error = explain(error, config, setup.dynamics, writer.path)
-            where = f"{writer.path} ends at step {latest.state.step}"
-            raise UnstableError(f"{error}; {where}") from None
+            while True:
+                try:
+                    return simulate(
+                        dynamics,
+                        latest,
+                        steps=config.target,
+                        every=config.every,
+                        observe=observe,
+                    )
+                except UnstableError as error:
+                    staying = recorder.stop(error, dynamics, latest)
+                if not bool(staying.any()):
+                    return latest
+                dynamics, latest = keep(dynamics, latest, staying)
         finally:
-            writer.commit(save(latest))
-
-
-def _append(setup: Setup, snapshot: Snapshot) -> None:
-    config, state = setup.config, snapshot.state
-    system = state.system
-    observables = {
-        "potential_energy": float(state.evaluation.energy),
-        "kinetic_energy": float(kinetic_energy(state)),
-        "conserved_energy": float(conserved_energy(state)),
-        "temperature": _temperature(state),
-    }
-    if bool(system.pbc.all()):
-        observables["pressure"] = float(pressure(state)) / units.GPa
-        observables["volume"] = float(volume(system))
-    if setup.potential.settings.dipole:
-        with torch.no_grad():
-            moment = evaluate_multipoles(setup.potential, system, snapshot.neighbors).dipole[0]
-        observables |= dict(zip(DIPOLE, moment.tolist(), strict=True))
-    setup.writer.append(
-        step=state.step,
-        time_fs=state.step * config.timestep_fs,
-        positions=system.positions.cpu().numpy(),
-        velocities=(state.momenta / system.masses[:, None]).cpu().numpy(),
-        forces=state.evaluation.forces.cpu().numpy(),
-        cell=system.cell[0].cpu().numpy(),
-        observables=observables,
-    )
-
-
-def _temperature(state: State) -> float:
-    """T = 2K / (f kB), K."""
-    return float(2.0 * kinetic_energy(state) / (state.freedom * units.kB))
-
-
-def _progress(config: SimulateConfig, snapshot: Snapshot, steps_per_s: float) -> str:
-    state = snapshot.state
-    n_atoms = len(state.system.numbers)
-    drift = float(conserved_energy(state) - snapshot.conserved) / n_atoms
-    done = state.step * config.timestep_fs
-    left = hms((config.target - state.step) / steps_per_s)
-    return (
-        f"{done / 1000:.2f} of {config.target * config.timestep_fs / 1000:.2f} ps |"
-        f" {_ns_per_day(config, steps_per_s):.2f} ns/day |"
-        f" {_temperature(state):.0f} K |"
-        f" energy {1000 * drift:+.3f} meV/atom | {left} left"
-    )
-
-
-def _ns_per_day(config: SimulateConfig, steps_per_s: float) -> float:
-    return steps_per_s * config.timestep_fs * 86400 / 1e6
+            recorder.commit(latest)
 
 
 def _provenance(config: SimulateConfig, model: Model) -> dict[str, str | int | float]:
@@ -361,34 +309,6 @@ def _provenance(config: SimulateConfig, model: Model) -> dict[str, str | int | f
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-
-
-def _summarize(setup: Setup, first: int, last: int, seconds: float) -> None:
-    """What a user wants to know first about the trajectory."""
-    config = setup.config
-    with Trajectory(setup.writer.path) as trajectory:
-        temperature = trajectory.observable("temperature")
-        drift = energy_drift(trajectory)
-        broken = first_broken_bond(trajectory)
-        frames = len(trajectory)
-    steps = last - first
-    rate = _ns_per_day(config, steps / seconds) if steps else 0.0
-    out.print(f"steps        {steps} in {hms(seconds)}, {rate:.3g} ns/day; now at step {last}")
-    out.print(
-        f"temperature  {np.mean(temperature):.1f} ± {np.std(temperature):.1f} K (mean, fluctuation)"
-    )
-    out.print(
-        f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
-        f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
-    )
-    if broken:
-        a, b = broken.atoms
-        out.print(
-            f"bonds        {a}-{b} broken at frame {broken.frame}: {broken.distance:.2f} Å apart"
-        )
-    else:
-        out.print("bonds        none broken")
-    out.print(f"trajectory   {setup.writer.path}, {frames} frames")
 
 
 command = verb(
@@ -409,6 +329,9 @@ command = verb(
     element and over 10 eV/Å, a temperature over 3 times the highest of the thermostat and what
     fluctuates, or the conserved energy off by 0.3 eV per atom.
 
+    Replicas run as one batch in one trajectory. One that a guard stops leaves the others running;
+    the exit code is 5 at the end.
+
     \b
     Ensembles:
       nve           constant energy: velocity Verlet
@@ -425,6 +348,8 @@ command = verb(
       mdlearn simulate ethanol-run start.xyz --ensemble nve --timestep 0.5 --output nve.h5
       mdlearn simulate water-run box.xyz --ensemble npt --temperature 100:300 --pressure 0.1
       mdlearn simulate ethanol-run start.xyz --relax --timestep auto --time 1ns --dry-run
+      mdlearn simulate ethanol-run start.xyz --temperature 280,300,320 --output ladder.h5
+      mdlearn simulate ethanol-run start.xyz --replicas 64 --time 1ns
       mdlearn simulate --resume nve.h5 --extend 100ps --max-time 23h
     """,
 )

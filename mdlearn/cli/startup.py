@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mdlearn import h5md, units
 from mdlearn.cli.console import err, hms, out
-from mdlearn.cli.ensembles import TIMES, SimulateConfig
-from mdlearn.config import option_names, parse_course
+from mdlearn.cli.ensembles import SimulateConfig, highest
+from mdlearn.config import option_names
 from mdlearn.errors import OutputError
 from mdlearn.minimize import minimize
 from mdlearn.potentials.evaluate import evaluate
@@ -72,7 +73,7 @@ def with_timestep(
     """
     if config.timestep != "auto":
         return config
-    kT = units.kB * max(kelvin for _, kelvin in parse_course(config.temperature_K, TIMES))
+    kT = units.kB * max(highest(config.temperature_K))
     chosen = choose_timestep(network, system, kT, mobile)
     halved = f", halved {chosen.halvings} times to conserve energy" if chosen.halvings else ""
     err.print(
@@ -83,9 +84,9 @@ def with_timestep(
     return config.model_copy(update={"timestep": chosen.timestep_fs})
 
 
-def require_space(path: Path, frames: int, n_atoms: int, observables: int) -> None:
+def require_space(path: Path, frames: int, particles: Sequence[h5md.Particles]) -> None:
     """Raises OutputError if the disk has no room for so many frames."""
-    needed, free = h5md.size(frames, n_atoms, observables), shutil.disk_usage(path.parent).free
+    needed, free = h5md.size(frames, particles), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OutputError(
             f"{path}: {frames} frames need {_bytes(needed)}, and {_bytes(free)} are free there:"
@@ -93,7 +94,12 @@ def require_space(path: Path, frames: int, n_atoms: int, observables: int) -> No
         )
 
 
-def dry_run(config: SimulateConfig, dynamics: Dynamics, first: Snapshot, observables: int) -> None:
+def dry_run(
+    config: SimulateConfig,
+    dynamics: Dynamics,
+    first: Snapshot,
+    particles: Sequence[h5md.Particles],
+) -> None:
     """Runs a few steps and says what the whole run would take; nothing is written."""
     rate = _steps_per_second(dynamics, first)
     system, neighbors = first.state.system, first.neighbors
@@ -115,7 +121,7 @@ def dry_run(config: SimulateConfig, dynamics: Dynamics, first: Snapshot, observa
     out.print(
         f"run          {config.target} steps, {length:g} ps: about {hms(config.target / rate)}"
     )
-    size, free = h5md.size(frames, n_atoms, observables), shutil.disk_usage(output.parent).free
+    size, free = h5md.size(frames, particles), shutil.disk_usage(output.parent).free
     out.print(f"trajectory   {output}: {frames} frames, {_bytes(size)}; {_bytes(free)} are free")
     out.print(
         f"memory       {_bytes(need)} an atom; about {float(f'{total / need:.1g}'):,.0f} atoms like"
