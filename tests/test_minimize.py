@@ -23,7 +23,7 @@ from mdlearn import MDLearnCalculator
 from mdlearn import minimize as loop
 from mdlearn.atoms import to_system
 from mdlearn.errors import UnstableError
-from mdlearn.integrators.fire import CellChange, fire
+from mdlearn.integrators.fire import CellChange, Descent, fire
 from mdlearn.minimize import minimize
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials.checkpoint import load_model
@@ -212,8 +212,8 @@ def test_best_point_comes_back_from_a_descent_that_was_stopped() -> None:
     energies = []
     system = to_system(molecule())
 
-    def observe(step: int, descent: object) -> bool:
-        energies.append(float(descent.evaluation.energy))  # type: ignore[attr-defined]
+    def observe(step: int, descent: Descent) -> bool:
+        energies.append(float(descent.evaluation.energy))
         return step < 37
 
     found = minimize(random_schnet(scale=0.5), system, fmax=1e-12, steps=500, observe=observe)
