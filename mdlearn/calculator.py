@@ -16,6 +16,7 @@ from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import evaluate, evaluate_multipoles
+from mdlearn.potentials.frozen import disagreement, freeze
 from mdlearn.system import System
 
 
@@ -54,9 +55,13 @@ class MDLearnCalculator(Calculator):
         """
         Calculator.__init__(self)
         self.device = choose_device(device)
-        self.network = load_model(model, PRECISIONS[precision]).network.to(self.device)
+        loaded = load_model(model, PRECISIONS[precision])
+        self.network = loaded.network.to(self.device)
         if self.network.settings.dipole:
             self.implemented_properties = [*self.implemented_properties, "dipole", "charges"]
+        frozen = freeze(self.network)
+        off = any(disagreement(frozen, self.network, system) for system in loaded.golden)
+        self.potential = self.network if off else frozen
         self._neighbors: Neighbors | None = None
         self._identity: tuple[Any, ...] = ()
 
@@ -85,7 +90,7 @@ class MDLearnCalculator(Calculator):
         ):
             self._neighbors = build(system, self.network.cutoff, SKIN)
             self._identity = identity
-        evaluation = evaluate(self.network, system, self._neighbors)
+        evaluation = evaluate(self.potential, system, self._neighbors)
         energy = float(evaluation.energy)
         self.results = {
             "energy": energy,

@@ -11,7 +11,7 @@ from torch import Tensor
 from mdlearn.errors import UnstableError
 from mdlearn.integrators.fire import CellChange, Descent, enthalpy, fire, unbalanced_stress
 from mdlearn.neighbors import SKIN, build, moved_since_build
-from mdlearn.potentials.evaluate import Potential
+from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.simulate import bind_forces
 from mdlearn.system import Evaluation, System, volume
 
@@ -36,7 +36,7 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    potential: Potential,
+    potential: Evaluable,
     system: System,
     *,
     fmax: float,

@@ -33,7 +33,7 @@ from mdlearn.integrators.integrator import (
     conserved_energy,
 )
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
-from mdlearn.potentials.evaluate import Potential, evaluate
+from mdlearn.potentials.evaluate import Evaluable, evaluate
 from mdlearn.system import Evaluation, System, sum_by_system
 
 BLOCK = {"cpu": 1, "cuda": 32}
@@ -57,7 +57,7 @@ Points = Sequence[tuple[int, float]]
 class Dynamics(NamedTuple):
     """What stays the same throughout a simulation."""
 
-    potential: Potential
+    potential: Evaluable
     integrator: Integrator
     kT: Course
     """Of the thermostat, eV."""
@@ -92,7 +92,7 @@ class Dynamics(NamedTuple):
         return self.integrator.step(state, self.forces(neighbors), self.surroundings(state))
 
 
-def bind_forces(potential: Potential, neighbors: Neighbors, mobile: Tensor | None) -> Forces:
+def bind_forces(potential: Evaluable, neighbors: Neighbors, mobile: Tensor | None) -> Forces:
     """A potential on one list; atoms that are held, where `mobile` is zero, feel nothing."""
     if mobile is None:
         return lambda system: evaluate(potential, system, neighbors)
@@ -118,7 +118,7 @@ def piecewise_linear_each(points: Sequence[Points], system: System) -> Course:
     return lambda step: like.new_tensor([np.interp(step, *each) for each in courses])
 
 
-def isolated(potential: Potential, integrator: Integrator, system: System) -> Dynamics:
+def isolated(potential: Evaluable, integrator: Integrator, system: System) -> Dynamics:
     """Dynamics without thermostat, barostat and noise."""
     nothing = piecewise_linear([(0, 0.0)], system)
     return Dynamics(potential, integrator, nothing, nothing, [0] * len(system.charge))
@@ -273,18 +273,18 @@ def simulate(
     """
     state, neighbors, conserved = snapshot
     older = newer = snapshot
+    moved = moved_since_build(state.system, neighbors)
     longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
         # nowhere else: so the life of a list depends on the trajectory of its system alone, and so
         # do its bits, however the run is cut up and whatever else is in the batch.
-        moved = moved_since_build(state.system, neighbors)
         worn = moved > WORN
         if bool(worn.any()):
             neighbors = rebuild(neighbors, state.system, worn, dynamics.potential.cutoff, SKIN)
             moved = torch.where(worn, 0.0, moved)
         length = min(pace, every - state.step % every, steps - state.step)
-        trial, good, share = _run_block(dynamics, state, neighbors, conserved, moved, length)
+        trial, now, good, share = _run_block(dynamics, state, neighbors, conserved, moved, length)
         pace = min(2 * pace, longest) if good == length else max(good, 1)
         if good == 0:
             first = dynamics.step(state, neighbors)
@@ -294,14 +294,15 @@ def simulate(
                 trips = [leap(state, first, index) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
             neighbors = rebuild(neighbors, state.system, left, dynamics.potential.cutoff, SKIN)
+            moved = torch.where(left, 0.0, moved)
             continue
         if good < length:
-            trial, _, share = _run_block(dynamics, state, neighbors, conserved, moved, good)
+            trial, now, _, share = _run_block(dynamics, state, neighbors, conserved, moved, good)
         if not share <= 1.0:  # NaN trips too
             last = Snapshot(_to_trip(dynamics, state, neighbors, conserved), neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
-        state = trial
+        state, moved = trial, now
         snapshot = Snapshot(state, neighbors, conserved)
         if state.step - newer.state.step >= CRASH_STEPS:
             older, newer = newer, snapshot
@@ -318,12 +319,12 @@ def _run_block(
     conserved: Tensor,
     moved: Tensor,
     length: int,
-) -> tuple[State, int, float]:
+) -> tuple[State, Tensor, int, float]:
     """Runs some steps on lists with atoms that have `moved`, (n_systems,) Å, since they were built.
 
     Returns:
-        The last state; for how many steps all lists were good, and not worn before the step; and
-        the largest of the guards' shares.
+        The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
+        lists were good, and not worn before the step; and the largest of the guards' shares.
     """
     going, good, share = (moved.new_full((), start) for start in (1.0, 0.0, 0.0))
     for _ in range(length):
@@ -334,7 +335,7 @@ def _run_block(
         good = good + going
         share = torch.maximum(share, shares(state, neighbors, conserved, dynamics.limits).max())
     steps, largest = torch.stack([good, share]).tolist()
-    return state, int(steps), largest
+    return state, moved, int(steps), largest
 
 
 def _to_trip(dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: Tensor) -> State:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mdlearn.errors import UnstableError
 from mdlearn.integrators import conserved_energy, velocity_verlet
 from mdlearn.neighbors import SKIN, build
-from mdlearn.potentials.evaluate import Potential
+from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.simulate import (
     Snapshot,
     bind_forces,
@@ -57,7 +57,7 @@ class TimeStep(NamedTuple):
 
 
 def choose_timestep(
-    potential: Potential, system: System, kT: float, mobile: Tensor | None = None
+    potential: Evaluable, system: System, kT: float, mobile: Tensor | None = None
 ) -> TimeStep:
     """The longest time step that fastest vibration and conservation of energy allow.
 
@@ -87,7 +87,7 @@ def choose_timestep(
     )
 
 
-def fastest_period(potential: Potential, system: System, mobile: Tensor | None = None) -> float:
+def fastest_period(potential: Evaluable, system: System, mobile: Tensor | None = None) -> float:
     """The period of the fastest vibration, Å sqrt(u/eV); infinite where nothing vibrates.
 
     Args:
@@ -99,7 +99,7 @@ def fastest_period(potential: Potential, system: System, mobile: Tensor | None =
     return 2.0 * math.pi / math.sqrt(square) if square > 0.0 else math.inf
 
 
-def largest_eigenvalue(potential: Potential, system: System, mobile: Tensor | None = None) -> float:
+def largest_eigenvalue(potential: Evaluable, system: System, mobile: Tensor | None = None) -> float:
     """The largest eigenvalue of the mass-weighted Hessian M^(-1/2) H M^(-1/2): ω², eV/(Å² u).
 
     By Lanczos' iteration (J. Res. Natl. Bur. Stand. 45, 255, 1950), which takes the same products
@@ -155,7 +155,7 @@ def _largest(diagonal: list[Tensor], beside: list[Tensor]) -> float:
 
 
 def energy_excursion(
-    potential: Potential,
+    potential: Evaluable,
     system: System,
     timestep_fs: float,
     kT: float,

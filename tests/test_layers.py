@@ -54,7 +54,8 @@ ALLOWED = {
 FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
-HOT = [name for name in HOT if name != "potentials.checkpoint"]
+# What is frozen computes on a CPU, where a tensor is an array and nobody waits.
+HOT = [name for name in HOT if name not in ("potentials.checkpoint", "potentials.frozen")]
 SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
 CASTS = {"bool", "float", "int"}
 
@@ -110,6 +111,8 @@ def test_imports_go_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in BELOW])
 def test_below_the_driver_there_is_only_torch(name: str) -> None:
     allowed = LIBRARIES_BELOW | ({"safetensors"} if name == "potentials.checkpoint" else set())
+    if name.startswith("potentials.kernels."):
+        allowed = {"numpy", "numba"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
     if name == "potentials.checkpoint":

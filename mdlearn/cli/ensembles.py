@@ -26,6 +26,7 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
+from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import Course, Dynamics, piecewise_linear, piecewise_linear_each
 from mdlearn.system import System
@@ -188,7 +189,9 @@ class SimulateConfig(Config):
         return self.steps if self.steps is not None else round(self.time_fs / self.timestep_fs)
 
 
-def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: System) -> Dynamics:
+def make_dynamics(
+    config: SimulateConfig, network: ParametricPotential, potential: Evaluable, system: System
+) -> Dynamics:
     """What a configuration asks for.
 
     Raises:
@@ -206,7 +209,7 @@ def make_dynamics(config: SimulateConfig, network: ParametricPotential, system: 
                 " csvr, or leave out --fix"
             )
     return Dynamics(
-        network,
+        potential,
         _integrator(config),
         _course(config.temperature_K, units.kB, config, system),
         _course(config.pressure_GPa, units.GPa, config, system),

@@ -8,9 +8,12 @@ from pathlib import Path
 import ase
 
 from mdlearn.atoms import check_geometry, read_atoms, require_species, to_system
+from mdlearn.cli.console import Line, err
 from mdlearn.device import choose_device
 from mdlearn.errors import UsageError
 from mdlearn.potentials.checkpoint import Model
+from mdlearn.potentials.evaluate import Evaluable
+from mdlearn.potentials.frozen import disagreement, freeze
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.system import System, concatenate
 
@@ -55,3 +58,22 @@ def place(
         require_species(model.network.species, system, called)
     batch = concatenate(systems)
     return model.network.to(where), System(*(each.to(where) for each in batch))
+
+
+def fastest(model: Model, network: ParametricPotential) -> Evaluable:
+    """The frozen form of a network, if it has one that agrees with it.
+
+    To agree, on the structures in the model file, within rounding: then what the certificate says
+    of the network holds for its frozen form.
+    """
+    frozen = freeze(network)
+    if frozen is network:
+        return network
+    with Line() as line:
+        line.show("compiling loops; once on a machine, for less than a minute")
+        found = [disagreement(frozen, network, system) for system in model.golden]
+    off = next((each for each in found if each), "")
+    if off:
+        err.print(f"not frozen  {off}; the network itself is used, which is slower")
+        return network
+    return frozen

@@ -25,7 +25,7 @@ from mdlearn.cli.ensembles import (
     mobile_atoms,
     timed,
 )
-from mdlearn.cli.inputs import choose_structures, place
+from mdlearn.cli.inputs import choose_structures, fastest, place
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import (
     Recorder,
@@ -118,12 +118,13 @@ def _begin(config: SimulateConfig) -> Beginning:
     structures = choose_structures(config.structure, config.frame)
     n_replicas = count_replicas(config, len(structures))
     network, system = place(model, structures, config.structure, config.device)
+    potential = fastest(model, network)
     choose_threads(build(system, network.cutoff, SKIN).j.numel())
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
     if config.relax:
-        system = relaxed(network, system, mobile)
-    config = with_timestep(config, network, system, mobile)
+        system = relaxed(potential, system, mobile)
+    config = with_timestep(config, potential, system, mobile)
     config = config.model_copy(
         update={
             "output": output,
@@ -135,7 +136,7 @@ def _begin(config: SimulateConfig) -> Beginning:
     one_each = len(structures) == n_replicas
     if not one_each:
         system, structures = concatenate([system] * n_replicas), structures * n_replicas
-    dynamics = make_dynamics(config, network, system)
+    dynamics = make_dynamics(config, network, potential, system)
     if one_each and config.ensemble == "nve" and all(each.has("momenta") for each in structures):
         momenta = torch.cat([torch.tensor(each.get_momenta()) for each in structures])
         momenta = momenta.to(system.positions)
@@ -218,7 +219,8 @@ def _resume(wanted: SimulateConfig) -> Setup:
             f"{wanted.resume}: all replicas have stopped, see mdlearn info {wanted.resume}; start a"
             " new run with another --timestep, structure or model"
         )
-    dynamics = narrow(make_dynamics(config, network, system), system, running)
+    potential = fastest(model, network)
+    dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
     snapshot = restore(dynamics, select(system, running), saved)
     frames = max(0, config.target - snapshot.state.step) // config.every + 1

@@ -16,7 +16,7 @@ from mdlearn.cli.ensembles import SimulateConfig, highest
 from mdlearn.config import option_names
 from mdlearn.errors import OutputError
 from mdlearn.minimize import minimize
-from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import Dynamics, Snapshot, simulate
 from mdlearn.system import System
@@ -43,13 +43,13 @@ SUFFIXES = {
 """How names of quantities end, and their units."""
 
 
-def relaxed(network: ParametricPotential, system: System, mobile: torch.Tensor | None) -> System:
+def relaxed(potential: Evaluable, system: System, mobile: torch.Tensor | None) -> System:
     """Positions with forces that dynamics can start from; says what it did.
 
     Raises:
         UnstableError: see `minimize`.
     """
-    found = minimize(network, system, fmax=RELAX_FMAX, steps=RELAX_STEPS, mobile=mobile)
+    found = minimize(potential, system, fmax=RELAX_FMAX, steps=RELAX_STEPS, mobile=mobile)
     gained = float((found.evaluation.energy - found.first.energy).sum())
     largest = float(found.first.forces.norm(dim=1).max())
     rest = "" if found.converged else f" (more than {RELAX_FMAX:g}; goes on with the best)"
@@ -62,7 +62,7 @@ def relaxed(network: ParametricPotential, system: System, mobile: torch.Tensor |
 
 def with_timestep(
     config: SimulateConfig,
-    network: ParametricPotential,
+    potential: Evaluable,
     system: System,
     mobile: torch.Tensor | None,
 ) -> SimulateConfig:
@@ -74,7 +74,7 @@ def with_timestep(
     if config.timestep != "auto":
         return config
     kT = units.kB * max(highest(config.temperature_K))
-    chosen = choose_timestep(network, system, kT, mobile)
+    chosen = choose_timestep(potential, system, kT, mobile)
     halved = f", halved {chosen.halvings} times to conserve energy" if chosen.halvings else ""
     err.print(
         f"time step   {chosen.timestep_fs:g} fs: a {STEPS_PER_PERIOD}th of the fastest vibration,"
@@ -155,6 +155,10 @@ def _memory_per_atom(dynamics: Dynamics, snapshot: Snapshot) -> float:
         before = torch.cuda.memory_allocated(device)
         evaluate(dynamics.potential, system, neighbors)
         return (torch.cuda.max_memory_allocated(device) - before) / n_atoms
+    potential = dynamics.potential
+    if isinstance(potential, Frozen):
+        evaluate(potential, system, neighbors)
+        return (potential.workspace() + sum(each.nbytes for each in neighbors)) / n_atoms
     kept: dict[int, int] = {}
 
     def remember(tensor: torch.Tensor) -> torch.Tensor:

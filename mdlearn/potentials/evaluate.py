@@ -14,6 +14,7 @@ system that wants to expand.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,6 +41,29 @@ class Potential(Protocol):
     def __call__(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
         """Numbers (n_atoms,) and r (n_atoms, K, 3) Å -> atomic energies (n_atoms,) eV."""
         ...
+
+
+class Frozen(ABC):
+    """A potential that gives forces by itself, faster than by `Potential` and a derivative of it.
+
+    It is made by `frozen.freeze` from a potential that stays as it is, and agrees with that.
+    """
+
+    cutoff: float
+    """Å."""
+    species: tuple[int, ...]
+    """Atomic numbers that it was built for."""
+
+    @abstractmethod
+    def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
+        """What `evaluate` says; how virials are shared out to atoms is the frozen potential's."""
+
+    @abstractmethod
+    def workspace(self) -> int:
+        """Bytes that the last evaluation worked in."""
+
+
+Evaluable = Potential | Frozen
 
 
 class Multipoles(NamedTuple):
@@ -80,17 +104,24 @@ def evaluate_multipoles(network: Multipolar, system: System, neighbors: Neighbor
 
 
 def evaluate(
-    potential: Potential, system: System, neighbors: Neighbors, *, create_graph: bool = False
+    potential: Evaluable,
+    system: System,
+    neighbors: Neighbors,
+    *,
+    create_graph: bool = False,
 ) -> Evaluation:
     """Energy, forces and stress of a batch.
 
     Args:
-        potential: gives the energy of each atom.
+        potential: gives the energy of each atom, or is frozen.
         system: the batch.
         neighbors: its pairs, up to at least the potential's cutoff.
         create_graph: keep what is needed to differentiate the results by the potential's
-            parameters, as the loss of a training does. The results are plain numbers otherwise.
+            parameters, as the loss of a training does. The results are plain numbers otherwise,
+            and always from a frozen potential.
     """
+    if isinstance(potential, Frozen):
+        return potential.evaluate(system, neighbors)
     r = pair_vectors(system, neighbors).detach().requires_grad_()  # (n_atoms, K, 3)
     with torch.enable_grad():
         energies = potential(system.numbers, r, neighbors)

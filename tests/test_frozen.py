@@ -1,0 +1,232 @@
+"""Frozen potentials: the loops give what the network and its derivative give."""
+
+from __future__ import annotations
+
+import ase
+import numpy as np
+import pytest
+import torch
+from checks import (
+    REFERENCE_ENERGIES,
+    SPECIES,
+    crystal,
+    molecule,
+    random_network,
+    random_potential,
+    slab,
+    tiny,
+)
+from torch import Tensor
+
+from mdlearn.atoms import to_system
+from mdlearn.integrators import velocity_verlet
+from mdlearn.neighbors import build
+from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
+from mdlearn.potentials.equivariant import Equivariant
+from mdlearn.potentials.evaluate import Frozen, evaluate
+from mdlearn.potentials.frozen import disagreement, freeze
+from mdlearn.potentials.kernels.sphere import harmonics, pull_back, tangents
+from mdlearn.potentials.network import Settings
+from mdlearn.potentials.spherical import SphericalHarmonics, degrees
+from mdlearn.simulate import isolated, maxwell_boltzmann, simulate, start
+from mdlearn.system import Evaluation, System, concatenate
+from mdlearn.units import fs, kB
+
+
+def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:
+    """All that does not depend on how virials are shared out."""
+    assert (ours.energies - theirs.energies).abs().max() < tolerance
+    assert (ours.energy - theirs.energy).abs().max() < tolerance * len(ours.energies)
+    assert (ours.forces - theirs.forces).abs().max() < tolerance
+    assert torch.equal(ours.stress.isnan(), theirs.stress.isnan())
+    assert (ours.stress - theirs.stress).nan_to_num().abs().max() < tolerance
+
+
+def both(network: Equivariant, system: System, skin: float = 0.0) -> tuple[Evaluation, Evaluation]:
+    frozen = freeze(network)
+    assert isinstance(frozen, Frozen)
+    neighbors = build(system, network.cutoff, skin)
+    return evaluate(frozen, system, neighbors), evaluate(network, system, neighbors)
+
+
+def sized(
+    features: int, layers: int, radial: int, species: tuple[int, ...] = SPECIES
+) -> Equivariant:
+    """A random network of some size, in float64."""
+    torch.manual_seed(3)
+    settings = Settings("equivariant", 3.5, features, layers, radial, 8.0, 0.7)
+    network = make_potential(species, REFERENCE_ENERGIES, settings).double()
+    assert isinstance(network, Equivariant)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+STRUCTURES = {
+    "molecule": molecule(),
+    "crystal": crystal(),
+    "slab": slab(),
+    "tiny": tiny(),
+    "atom": ase.Atoms("O"),
+    "pair": ase.Atoms("CO", [[0.0, 0.0, 0.0], [0.3, -0.9, 0.7]]),
+    "along an axis": ase.Atoms("HOH", [[0.0, 0.0, -1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_loops_give_what_the_network_gives(name: str) -> None:
+    network = random_network(Equivariant, closest=((1, 6, 1.2), (8, 8, 2.9)))
+    assert_same(*both(network, to_system(STRUCTURES[name]), skin=0.4), 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("features", "layers", "radial"), [(16, 1, 8), (24, 2, 7), (32, 2, 12), (48, 3, 16)]
+)
+def test_loops_take_networks_of_any_size(features: int, layers: int, radial: int) -> None:
+    network = sized(features, layers, radial)
+    system = concatenate([to_system(each) for each in (molecule("CH3OH"), crystal())])
+    assert_same(*both(network, system), 1e-10)
+
+
+def test_a_batch_is_its_systems() -> None:
+    network = random_network(Equivariant)
+    systems = [to_system(each) for each in (molecule(), crystal(), molecule("CH4"), slab())]
+    together, _ = both(network, concatenate(systems))
+    alone = [both(network, each)[0] for each in systems]
+    assert (together.forces - torch.cat([each.forces for each in alone])).abs().max() < 1e-12
+    assert (together.energy - torch.cat([each.energy for each in alone])).abs().max() < 1e-11
+
+
+def test_single_precision_is_as_good_as_the_network_in_it() -> None:
+    exact = sized(32, 2, 12)
+    single = sized(32, 2, 12).float()
+    system = to_system(crystal())
+    frozen, eager = both(single, system)
+    truth = both(exact, system)[1].forces
+    assert (frozen.forces - eager.forces).abs().max() < 1e-5
+    assert (frozen.forces - truth).abs().max() < 3.0 * (eager.forces - truth).abs().max()
+    assert frozen.energies.dtype == frozen.forces.dtype == torch.float64
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    network = random_network(Equivariant).float()
+    system = to_system(crystal().repeat((2, 2, 3)))
+    one, _ = both(network, system)
+    torch.set_num_threads(2)
+    two, _ = both(network, system)
+    assert torch.equal(one.forces, two.forces)
+    assert torch.equal(one.energies, two.energies)
+    assert torch.equal(one.virials, two.virials)
+
+
+def test_a_workspace_forgets() -> None:
+    network = random_network(Equivariant)
+    frozen = freeze(network)
+    systems = [to_system(each) for each in (molecule(), molecule(seed=1), crystal())]
+    listed = [build(each, network.cutoff, 0.3) for each in systems]
+    first = evaluate(frozen, systems[0], listed[0])
+    kept = [each.clone() for each in first]
+    for system, neighbors in zip(systems, listed, strict=True):
+        evaluate(frozen, system, neighbors)
+    again = evaluate(frozen, systems[0], listed[0])
+    for new, old, saved in zip(again, first, kept, strict=True):
+        assert torch.equal(new.nan_to_num(), saved.nan_to_num())
+        assert torch.equal(old.nan_to_num(), saved.nan_to_num())  # a result is nobody's workspace
+
+
+def test_nothing_that_is_no_number_is_lost() -> None:
+    network = random_network(Equivariant)
+    system = to_system(molecule())
+    neighbors = build(system, network.cutoff)
+    positions = system.positions.clone()
+    positions[3, 1] = torch.nan
+    found = evaluate(freeze(network), system._replace(positions=positions), neighbors)
+    assert found.energy.isnan().all()
+    assert found.forces[3].isnan().all()
+
+
+def test_coincident_atoms_have_finite_forces() -> None:
+    network = random_network(Equivariant)
+    atoms = ase.Atoms("CO", np.zeros((2, 3)))
+    assert both(network, to_system(atoms))[0].forces.isfinite().all()
+
+
+def test_what_has_no_loops_stays_itself() -> None:
+    for name in ARCHITECTURES:
+        potential = random_potential(name)
+        assert (freeze(potential) is potential) == (name != "equivariant")
+    chiral = random_network(Equivariant, parity="so3")
+    assert freeze(chiral) is chiral
+
+
+def test_disagreement_is_told() -> None:
+    network = random_network(Equivariant)
+    frozen = freeze(network)
+    system = to_system(molecule())
+    assert disagreement(frozen, network, system) == ""
+    with torch.no_grad():
+        network.energy_head.linear.weight.mul_(1.001)
+    assert "off by" in disagreement(frozen, network, system)
+    with torch.no_grad():
+        network.energy_head.linear.weight.fill_(torch.nan)
+    assert "nan" in disagreement(frozen, network, system)
+
+
+def test_dynamics_conserves_energy_and_follows_the_network() -> None:
+    network = random_network(Equivariant)
+    system = to_system(molecule())
+    momenta = maxwell_boltzmann(system, 300.0 * kB, [0])
+    ends = []
+    for potential in (freeze(network), network):
+        dynamics = isolated(potential, velocity_verlet(0.2 * fs), system)
+        first = start(dynamics, system, momenta)
+        last = simulate(dynamics, first, steps=50, every=50, observe=lambda snapshot: True)
+        ends.append(last.state.system.positions)
+    assert (ends[0] - ends[1]).abs().max() < 1e-10
+
+
+class TestSphere:
+    """Against the harmonics of the networks, and autograd."""
+
+    @pytest.fixture
+    def table(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        degree = np.array(degrees(3), np.float64)
+        root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
+        return np.concatenate([1.0 / (1.0 + degree), root, degree, (-1.0) ** degree])
+
+    def expected(self, u: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = SphericalHarmonics(3).double()(u[None, None])
+        return table[:16] * values[0, 0], slopes[0, 0]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_harmonics(
+        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
+    ) -> None:
+        u = torch.from_numpy(np.random.default_rng(seed).normal(size=3))
+        u /= u.norm()
+        out, p = np.empty(128), np.empty(64)
+        harmonics(*u.tolist(), p, table, out)
+        for direction, found in ((u, out[:64]), (-u, out[64:])):
+            values, slopes = self.expected(direction, torch.from_numpy(table))
+            assert np.abs(found[:16] - values.numpy()).max() < 1e-14
+            assert np.abs(found[16:].reshape(3, 16) - slopes.numpy()).max() < 1e-14
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_pull_back(
+        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        u = torch.from_numpy(rng.normal(size=3))
+        u = (u / u.norm()).requires_grad_()
+        s = rng.normal(size=(16, 4, 16))
+        values, slopes = self.expected(u / u.norm(), torch.from_numpy(table))
+        total = torch.from_numpy(s.sum(-1))
+        (values @ total[:, 0] + (slopes.T * total[:, 1:]).sum()).backward()
+        assert u.grad is not None
+        p, t, x = np.empty(64), np.empty(112), u.detach().numpy()
+        harmonics(*x, p, table, np.empty(128))
+        tangents(p, table, t)
+        found = np.array(pull_back(*x, t, s.ravel(), table))
+        found -= x * (found @ x)
+        assert np.abs(found - u.grad.numpy()).max() < 1e-12
