@@ -12,6 +12,7 @@ import pytest
 import torch
 from oracles import LennardJones
 from torch import Tensor
+from validation import SIGMAS, assert_gamma
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import (
@@ -37,8 +38,6 @@ from mdlearn.simulate import (
 )
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system, volume
 
-SIGMAS = 4.0
-"""A right sampler fails once in 16,000 seeds, and the seeds here are fixed."""
 KT = 0.4
 
 
@@ -98,16 +97,6 @@ def sample(
         state = integrator.step(state, forces, Surroundings(draw, KT * like, pressure * like))
         states.append(state)
     return states
-
-
-def assert_gamma(samples: Tensor, shape: float, scale: float) -> None:
-    """Mean and variance of a gamma distribution, from independent samples."""
-    n = samples.numel()
-    x = samples / scale
-    assert abs(float(x.mean()) - shape) < SIGMAS * math.sqrt(shape / n)
-    # The variance of (x - mean)² is 2 k² + 6 k for a gamma distribution of shape k.
-    spread = math.sqrt((2.0 * shape**2 + 6.0 * shape) / n)
-    assert abs(float((x - shape).square().mean()) - shape) < SIGMAS * spread
 
 
 @pytest.mark.parametrize("dt", [0.2, 0.8])

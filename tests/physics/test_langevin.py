@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import well
+from validation import SIGMAS
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import State, Surroundings, langevin
@@ -16,8 +17,6 @@ from mdlearn.simulate import noise
 from mdlearn.system import System
 
 ATOMS = 20_000
-SIGMAS = 4.0
-"""A right sampler fails once in 16,000 seeds, and the seeds here are fixed."""
 
 
 def oscillators() -> System:
