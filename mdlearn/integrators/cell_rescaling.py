@@ -19,7 +19,7 @@ from mdlearn.integrators.integrator import (
     refresh,
     start,
 )
-from mdlearn.system import Evaluation, sum_by_system, volume
+from mdlearn.system import sum_by_system, volume
 
 
 def cell_rescaling(
@@ -35,7 +35,7 @@ def cell_rescaling(
     Raiteri, M. Bernetti, G. Bussi, Appl. Sci. 12, 1139, 2022, eq. 5; the exponential makes their
     term kT/V disappear). Isotropic, only its trace: M. Bernetti and G. Bussi, J. Chem. Phys. 153,
     114107 (2020), for log V. The energy that both baths take out is booked; of a change of the
-    cell, by the mean of the stress before and after.
+    cell, by the mean of stress times volume before and after.
 
     Args:
         dt: Å·sqrt(u/eV), time step.
@@ -52,10 +52,11 @@ def cell_rescaling(
         state = kick(state, 0.5 * dt)
         state = drift(state, 0.5 * dt)
         strain = draw_strain(state, surroundings)
+        before = work(state, strain)
         state, heat = deform(state, strain)
         state = drift(state, 0.5 * dt)
-        before, state = state.evaluation, refresh(state, forces)
-        heat = heat - 0.5 * (work(state, before, strain) + work(state, state.evaluation, strain))
+        state = refresh(state, forces)
+        heat = heat - 0.5 * (before + work(state, strain))
         state = kick(state, 0.5 * dt)
         state = rescale(state, kT, noise[1], 0.5 * dt, time)
         return state._replace(bath=state.bath + heat, step=state.step + 1)
@@ -98,6 +99,6 @@ def deform(state: State, strain: Tensor) -> tuple[State, Tensor]:
     return after, kinetic_energy(state) - kinetic_energy(after)
 
 
-def work(state: State, evaluation: Evaluation, strain: Tensor) -> Tensor:
-    """What the potential energy gains by a strain at a given stress, (n_systems,) eV."""
-    return volume(state.system) * (evaluation.stress * strain).sum((1, 2))
+def work(state: State, strain: Tensor) -> Tensor:
+    """What the potential energy gains by a strain at the stress of a state, (n_systems,) eV."""
+    return volume(state.system) * (state.evaluation.stress * strain).sum((1, 2))
