@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import ase
+import ase.build
 import numpy as np
 import pytest
 import torch
@@ -21,18 +22,20 @@ from mdlearn.integrators import (
     conserved_energy,
     kinetic_energy,
     langevin,
+    martyna_tobias_klein,
+    nose_hoover,
     velocity_verlet,
 )
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.simulate import maxwell_boltzmann, noise
 from mdlearn.system import System, concatenate, sum_by_system
-from mdlearn.units import fs, kB, ps
+from mdlearn.units import GPa, fs, kB, ps
 
 
-def bound_forces(potential: nn.Module, system: System) -> Forces:
-    """Forces of a molecule on a list so wide that it stays good."""
-    neighbors = build(system, potential.cutoff, 6.0)
+def bound_forces(potential: nn.Module, system: System, skin: float = 6.0) -> Forces:
+    """Forces on a list so wide that it stays good, for a molecule with any skin."""
+    neighbors = build(system, potential.cutoff, skin)
     return lambda moved: evaluate(potential, moved, neighbors)
 
 
@@ -70,9 +73,16 @@ def cluster() -> System:
     return to_system(atoms)
 
 
-def lennard_jones() -> LennardJones:
+def tiny_crystal() -> System:
+    """Near its minimum, too."""
+    atoms = ase.build.bulk("C", "fcc", 3.3, cubic=True)
+    atoms.rattle(0.02, [0])
+    return to_system(atoms)
+
+
+def lennard_jones(cutoff: float = 9.0) -> LennardJones:
     energies = dict.fromkeys((6, 8), 0.0)
-    return LennardJones((6, 8), energies, cutoff=9.0, epsilon=0.3, sigma=2.1).double()
+    return LennardJones((6, 8), energies, cutoff=cutoff, epsilon=0.3, sigma=2.1).double()
 
 
 def test_harmonic_oscillator_follows_its_exact_solution() -> None:
@@ -112,22 +122,41 @@ def test_velocity_verlet_is_of_second_order(name: str) -> None:
     assert is_power(steps, distances, order=2.0, tolerance=0.19)
 
 
-def test_velocity_verlet_is_reversible() -> None:
-    system, integrator = cluster(), velocity_verlet(2.0 * fs)
-    forces = bound_forces(lennard_jones(), system)
-    momenta = maxwell_boltzmann(system, 60.0 * kB, [2])
-    there = run(integrator, begin(integrator, system, momenta, forces), forces, 1000)[-1]
-    assert (there.system.positions - system.positions).norm(dim=1).max() > 0.1
-    back = run(integrator, there._replace(momenta=-there.momenta), forces, 1000)[-1]
+@pytest.mark.parametrize(
+    ("name", "distance"), [("velocity verlet", 0.1), ("nose-hoover", 0.1), ("mtk", 0.05)]
+)
+def test_deterministic_dynamics_is_reversible(name: str, distance: float) -> None:
+    """A thousand steps and back, with the baths that run backward too."""
+    dt, kT, pressure = 2.0 * fs, 60.0 * kB, 0.2 * GPa
+    integrator = {
+        "velocity verlet": velocity_verlet(dt),
+        "nose-hoover": nose_hoover(dt, 200.0 * fs),
+        "mtk": martyna_tobias_klein(dt, 200.0 * fs, 400.0 * fs),
+    }[name]
+    if name == "mtk":
+        system = tiny_crystal()
+        forces = bound_forces(lennard_jones(cutoff=5.0), system, skin=1.0)
+    else:
+        system = cluster()
+        forces = bound_forces(lennard_jones(), system)
+    momenta = maxwell_boltzmann(system, kT, [2])
+    first = begin(integrator, system, momenta, forces)
+    there = run(integrator, first, forces, 1000, kT=kT, pressure=pressure)[-1]
+    assert (there.system.positions - system.positions).norm(dim=1).max() > distance
+    assert (name == "velocity verlet") == bool((there.bath == 0.0).all())
+    turned = there._replace(momenta=-there.momenta, variables=-there.variables)
+    back = run(integrator, turned, forces, 1000, kT=kT, pressure=pressure)[-1]
     assert (back.system.positions - system.positions).abs().max() < 1e-8
     assert (back.momenta + momenta).abs().max() < 1e-8
+    assert (back.system.cell - system.cell).abs().max() < 1e-8
+    assert (back.bath - first.bath).abs().max() < 1e-8
 
 
 def test_momentum_and_angular_momentum_are_conserved() -> None:
     system, integrator = cluster(), velocity_verlet(2.0 * fs)
     forces = bound_forces(lennard_jones(), system)
     momenta = maxwell_boltzmann(system, 60.0 * kB, [2])
-    first, *_, last = run(integrator, begin(integrator, system, momenta, forces), forces, 200)
+    first, *_, last = run(integrator, begin(integrator, system, momenta, forces), forces, 1000)
     assert (last.momenta - first.momenta).abs().max() > 0.1
     assert (last.momenta.sum(0) - first.momenta.sum(0)).abs().max() < 1e-13
     spin = [torch.linalg.cross(s.system.positions, s.momenta).sum(0) for s in (first, last)]

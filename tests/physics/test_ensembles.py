@@ -50,7 +50,7 @@ REACH, HEIGHT = 0.8, 4.0
 """Å and eV, of the repulsion of atoms."""
 LENGTH = 2.8
 """Å, of the cells at first, about what they have at `KT` and `PRESSURE`."""
-DT, EVERY, FRAMES, N_SYSTEMS = 0.08, 100, 20, 40
+DT, EVERY, FRAMES, N_SYSTEMS = 0.08, 100, 16, 40
 """After so many steps a system has forgotten what it was, and is the next sample."""
 KT, PRESSURE = 0.4, 0.07
 THERMOSTATS = {
@@ -255,26 +255,27 @@ def test_a_wrong_thermostat_is_found_out() -> None:
         assert_ratios(runs)
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), [("csvr", 2.0), ("nose-hoover", 2.0), ("mtk", 2.0), ("npt", 1.0)]
-)
-def test_conserved_energy_is_of_its_order(name: str, order: float) -> None:
-    """What baths exchange is booked; noise that strains a cell makes an error of first order."""
-    errors, steps = [], [0.08, 0.04, 0.02]
+@pytest.mark.parametrize("name", ["csvr", "nose-hoover", "npt", "mtk"])
+def test_conserved_energy_is_of_second_order(name: str) -> None:
+    """What baths exchange is booked, so that only the error of the step is left."""
+    medians, steps = [], [0.04, 0.02, 0.01]
     kT = torch.full((N_SYSTEMS,), KT, dtype=torch.float64)
     for dt in steps:
         integrator = {
             "csvr": csvr(dt, 0.5),
             "nose-hoover": nose_hoover(dt, 0.5),
-            "npt": cell_rescaling(dt, 0.5, 1.5, 1.0 / PRESSURE),
+            "npt": cell_rescaling(dt, 0.5, 15.0, 1.0 / PRESSURE),
             "mtk": martyna_tobias_klein(dt, 0.5, 0.7),
         }[name]
         first = state = begin(integrator, fluid(N_SYSTEMS), kT)
-        for _ in range(round(4.0 / dt)):
-            state = advance(integrator, state, kT, PRESSURE * torch.ones_like(kT))
-        error = conserved_energy(state) - conserved_energy(first)
-        errors.append(float(error.square().mean().sqrt()))
-        assert (state.bath - first.bath).abs().mean() > 10.0 * errors[-1]
+        errors, exchanged = [], []
+        for step in range(1, round(2.4 / dt) + 1):
+            state = advance(integrator, state, kT, torch.full_like(kT, PRESSURE))
+            if step * dt % 0.2 < 0.5 * dt:
+                errors.append((conserved_energy(state) - conserved_energy(first)).abs())
+                exchanged.append((state.bath - first.bath).abs())
+        medians.append(float(torch.stack(errors).median()))
+        assert torch.stack(exchanged).median() > 10.0 * medians[-1]
         # As long as nothing pushes from outside, the momentum is zero to rounding errors.
         assert sum_by_system(state.momenta, state.system).abs().max() < 1e-12
-    assert is_power(steps, errors, order, tolerance=0.4)
+    assert is_power(steps, medians, order=2.0, tolerance=0.4)
