@@ -299,6 +299,15 @@ def open_packed(path: str | Path, wanted: Wanted) -> PackedFrames:
     return frames
 
 
+class _Open(NamedTuple):
+    """A file as one process has it open."""
+
+    process: int
+    file: Any
+    columns: dict[str, Any]
+    """The arrays that it has, by name; looking one up takes longer than reading a frame of it."""
+
+
 @final
 class PackedFrames(Sequence[Frame]):
     """The frames of a packed file, read when they are asked for; a slice reads nothing either.
@@ -318,9 +327,9 @@ class PackedFrames(Sequence[Frame]):
             DataError: it cannot be read, or was made by a newer version.
         """
         self.path = Path(path)
-        self._file: tuple[int, Any] | None = None
+        self._file: _Open | None = None
         try:
-            file = self._open()
+            file = self._open().file
             header = _header(file)
             if header.get("format") != FORMAT or header["version"] > VERSION:
                 found = header.get("format", "another HDF5 file")
@@ -337,7 +346,7 @@ class PackedFrames(Sequence[Frame]):
                 raise DataError(f"{path}: its arrays do not fit together; pack the frames again")
         except (OSError, RuntimeError, KeyError, TypeError) as error:
             raise self._unreadable(error) from error
-        self._chosen = range(len(self._offsets) - 1)
+        self._chosen: NDArray[np.int64] = np.arange(len(self._offsets) - 1)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -345,8 +354,14 @@ class PackedFrames(Sequence[Frame]):
     @property
     def sizes(self) -> list[int]:
         """The number of atoms of every frame; reads nothing."""
-        sizes: list[int] = np.diff(self._offsets)[list(self._chosen)].tolist()
+        sizes: list[int] = np.diff(self._offsets)[self._chosen].tolist()
         return sizes
+
+    def select(self, chosen: Sequence[int] | NDArray[np.int64] | slice) -> PackedFrames:
+        """Some of the frames, by their indices; reads nothing."""
+        part = object.__new__(PackedFrames)
+        part.__dict__.update(self.__dict__ | {"_chosen": self._chosen[chosen]})
+        return part
 
     @overload
     def __getitem__(self, index: int) -> Frame: ...
@@ -354,43 +369,44 @@ class PackedFrames(Sequence[Frame]):
     def __getitem__(self, index: slice) -> PackedFrames: ...
     def __getitem__(self, index: int | slice) -> Frame | PackedFrames:
         if isinstance(index, slice):
-            part = object.__new__(PackedFrames)
-            part.__dict__.update(self.__dict__ | {"_chosen": self._chosen[index]})
-            return part
-        frame = self._chosen[index]
-        return next(self._read(frame, frame + 1))
+            return self.select(index)
+        return next(self._read(self._chosen[index, None]))
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._chosen.step != 1:
-            for frame in self._chosen:
-                yield from self._read(frame, frame + 1)
-            return
-        first = self._chosen.start
-        while first < self._chosen.stop:
-            full = np.searchsorted(self._offsets, self._offsets[first] + _BLOCK_ATOMS)
-            end = min(max(int(full), first + 1), first + _BLOCK, self._chosen.stop)
-            yield from self._read(first, end)
-            first = end
+        """Reads in blocks as long as frames stand in the order of the file."""
+        first = 0
+        while first < len(self._chosen):
+            block = self._chosen[first : first + _BLOCK]
+            full = np.searchsorted(self._offsets, self._offsets[block[0]] + _BLOCK_ATOMS)
+            end = min(int(full), int(block[0]) + _BLOCK)
+            beyond = (block >= end) | (np.diff(block, prepend=block[0] - 1) <= 0)
+            count = max(1, int(beyond.argmax()) if beyond.any() else len(block))
+            yield from self._read(block[:count])
+            first += count
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
-    def _open(self) -> Any:
-        """The handle of this process."""
-        if self._file is None or self._file[0] != os.getpid():
-            self._file = (os.getpid(), h5py.File(self.path, "r", locking=False))
-        return self._file[1]
+    def _open(self) -> _Open:
+        """The file of this process."""
+        if self._file is None or self._file.process != os.getpid():
+            file = h5py.File(self.path, "r", locking=False)
+            names = [f"atoms/{name}" for name in _ATOMS] + [f"frames/{name}" for name in _FRAMES]
+            columns = {name: file[name] for name in names if name in file}
+            self._file = _Open(os.getpid(), file, columns)
+        return self._file
 
-    def _read(self, first: int, end: int) -> Iterator[Frame]:
-        """The frames from `first` up to `end`, with one access to each array."""
+    def _read(self, chosen: NDArray[np.int64]) -> Iterator[Frame]:
+        """Frames, in ascending order, with one access to each array."""
+        first, end = int(chosen[0]), int(chosen[-1]) + 1
         begin, stop = self._offsets[first], self._offsets[end]
         try:
-            file = self._open()
-            atoms = {name: _part(file, f"atoms/{name}", begin, stop) for name in _ATOMS}
-            frames = {name: _part(file, f"frames/{name}", first, end) for name in _FRAMES}
+            columns = self._open().columns
+            atoms = {name: _part(columns, f"atoms/{name}", begin, stop) for name in _ATOMS}
+            frames = {name: _part(columns, f"frames/{name}", first, end) for name in _FRAMES}
         except (OSError, RuntimeError, KeyError) as error:
             raise self._unreadable(error) from error
-        for n in range(end - first):
+        for n in (chosen - first).tolist():
             own = slice(self._offsets[first + n] - begin, self._offsets[first + n + 1] - begin)
             # Copies, so that a frame that is kept does not keep the block that it came with.
             per_atom = {name: torch.tensor(values[own]) for name, values in atoms.items()}
@@ -422,13 +438,13 @@ class PackedFrames(Sequence[Frame]):
         )
 
 
-def _part(file: Any, name: str, first: int, end: int) -> NDArray[Any]:
+def _part(columns: dict[str, Any], name: str, first: int, end: int) -> NDArray[Any]:
     """Rows of an array; NaN for a label that the file does not have."""
-    if name not in file:
+    if name not in columns:
         group, label = name.split("/")
         array = (_ATOMS if group == "atoms" else _FRAMES)[label]
         return np.full((end - first, *array.shape), np.nan)
-    values: NDArray[Any] = file[name][first:end]
+    values: NDArray[Any] = columns[name][first:end]
     return values
 
 

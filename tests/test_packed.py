@@ -95,6 +95,9 @@ class TestReading:
             assert len(part) == len(everything[chosen])
         assert_same(frames[5:][::2][3], everything[11])
         assert_same(frames[-1], everything[25])
+        for some in ([3, 4, 9, 25], [7, 2, 2, 20]):
+            assert [e.name for e in frames.select(some)] == [everything[n].name for n in some]
+        assert_same(frames[::-1].select([2, 5])[1], everything[20])
         for beyond in (26, -27):
             with pytest.raises(IndexError):
                 frames[beyond]
@@ -219,9 +222,9 @@ class TestPacking:
         blocks = []
         read = PackedFrames._read
 
-        def watched(self: PackedFrames, first: int, end: int) -> Iterator[Frame]:
-            blocks.append((first, end))
-            return read(self, first, end)
+        def watched(self: PackedFrames, chosen: np.ndarray) -> Iterator[Frame]:
+            blocks.append((int(chosen[0]), int(chosen[-1]) + 1))
+            return read(self, chosen)
 
         monkeypatch.setattr(packed_module, "iterate_atoms", structures)
         monkeypatch.setattr(packed_module, "_BLOCK_ATOMS", 1000)

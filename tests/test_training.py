@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import ase
@@ -16,9 +17,11 @@ import pytest
 import torch
 from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
+from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
 from mdlearn.errors import UnstableError
+from mdlearn.packed import PackedFrames, PackedWriter
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import (
@@ -35,7 +38,6 @@ from mdlearn.training.dataset import (
     fit_reference_energies,
     force_scale,
     make_example,
-    select,
     split_frames,
 )
 from mdlearn.training.finetune import adapt
@@ -273,18 +275,23 @@ class TestTeam:
         for each in others:
             assert each == pytest.approx(alone, abs=1e-8)
 
-    def test_reads_each_frame_once_in_all(self, mixed: list[Frame]) -> None:
+    def test_reads_each_frame_once_in_all(
+        self, mixed: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         read: list[int] = []
+        keys, source = Keys("energy", "forces", None, None), tmp_path / "source"
+        source.touch()
+        with PackedWriter(tmp_path / "mixed.h5", keys, [source]) as writer:
+            for frame in mixed:
+                writer.append(frame)
+        read_frames_of = PackedFrames._read
 
-        class Lazy(Sequence[Frame]):
-            def __len__(self) -> int:
-                return len(mixed)
+        def watched(self: PackedFrames, chosen: NDArray[np.int64]) -> Iterator[Frame]:
+            read.extend(chosen.tolist())
+            return read_frames_of(self, chosen)
 
-            def __getitem__(self, index: int) -> Frame:
-                read.append(index)
-                return mixed[index]
-
-        frames = select(Lazy(), range(len(mixed)))
+        monkeypatch.setattr(PackedFrames, "_read", watched)
+        frames = PackedFrames(tmp_path / "mixed.h5")
         examples = Examples(frames, USUAL_CUTOFF, torch.device("cpu"))
         isolated = read_frames(str(files("mdlearn.data") / "ethanol_isolated_atoms.xyz"))[0]
         for work in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -39,44 +40,15 @@ class Example(NamedTuple):
     """Of the frames, for messages."""
 
 
-class Selected(Sequence[Frame]):
-    """Some frames of a sequence that reads them when they are asked for."""
-
-    def __init__(self, frames: Sequence[Frame], chosen: Sequence[int]) -> None:
-        """Reads nothing yet.
-
-        Args:
-            frames: all of them.
-            chosen: indices of those that are here.
-        """
-        self.frames = frames
-        self.chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @overload
-    def __getitem__(self, index: int) -> Frame: ...
-    @overload
-    def __getitem__(self, index: slice) -> Selected: ...
-    def __getitem__(self, index: int | slice) -> Frame | Selected:
-        if isinstance(index, slice):
-            return Selected(self.frames, self.chosen[index])
-        return self.frames[self.chosen[index]]
-
-
 def select(frames: Sequence[Frame], chosen: Sequence[int]) -> Sequence[Frame]:
-    """Some frames: a list of a list, and a sequence that reads of one that reads."""
-    if isinstance(frames, list):
-        return [frames[index] for index in chosen]
-    return Selected(frames, chosen)
+    """Some frames; of frames that are read when they are asked for, none is read."""
+    if isinstance(frames, PackedFrames):
+        return frames.select(chosen)
+    return [frames[index] for index in chosen]
 
 
 def frame_sizes(frames: Sequence[Frame]) -> list[int]:
     """The number of atoms of every frame, without reading the frames where that can be."""
-    if isinstance(frames, Selected):
-        sizes = frame_sizes(frames.frames)
-        return [sizes[index] for index in frames.chosen]
     if isinstance(frames, PackedFrames):
         return frames.sizes
     return [len(frame.system.numbers) for frame in frames]
@@ -109,16 +81,27 @@ class Examples(Sequence[Example]):
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
-    def __getitem__(self, index: slice) -> Examples: ...
-    def __getitem__(self, index: int | slice) -> Example | Examples:
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
         if isinstance(index, slice):
+            if self.in_memory:
+                return [self[each] for each in range(*index.indices(len(self)))]
             return Examples(self._frames[index], self.cutoff, self._device)
         if index in self._kept:
             return self._kept[index]
-        example = to(make_example(self._frames[index], self.cutoff), self._device)
+        example = self._make(self._frames[index])
         if self.in_memory:
             self._kept[index] = example
         return example
+
+    def __iter__(self) -> Iterator[Example]:
+        """One after another, which is faster where they are read."""
+        if self.in_memory:
+            return (self[index] for index in range(len(self)))
+        return map(self._make, self._frames)
+
+    def _make(self, frame: Frame) -> Example:
+        return to(make_example(frame, self.cutoff), self._device)
 
     def sizes(self) -> list[int]:
         """The number of atoms of every frame."""
@@ -152,8 +135,9 @@ class Batches:
             yield from self._kept
             return
         self._kept.clear()
+        examples = iter(self._examples)
         for group in self._groups:
-            batch = concatenate([self._examples[index] for index in group])
+            batch = concatenate(list(islice(examples, len(group))))
             if self._examples.in_memory:
                 self._kept.append(batch)
             yield batch
@@ -308,10 +292,10 @@ def largest_forces(frames: Sequence[Frame], team: Team = ALONE) -> list[tuple[in
 Item = TypeVar("Item")
 
 
-def sample(items: Sequence[Item], team: Team = ALONE) -> Iterator[Item]:
+def sample(items: Sequence[Item], team: Team = ALONE) -> Sequence[Item]:
     """As many items as a statistic needs, evenly spread over all; the share of this process."""
     stride = -(-len(items) // SAMPLE)
-    return (items[index] for index in team.share(range(0, len(items), max(1, stride))))
+    return team.share(items[::stride] if stride > 1 else items)
 
 
 def average_neighbors(examples: Sequence[Example], team: Team = ALONE) -> float:

@@ -1,0 +1,130 @@
+"""What many packed frames cost: memory and time of `data check` and `train` on 100,000 of them.
+
+    python benchmarks/packed_memory.py ethanol.xyz [--frames 100000] [--noise 0.05]
+
+Frames are repeated, each time with other noise on their positions, into one packed file. Then both
+verbs run on it, each in a process of its own whose memory (resident, private) is sampled twice a
+second: `mdlearn data check` on all frames, and `mdlearn train`, one epoch of a cheap model, so that
+what it does before the first step and between steps is seen and not the network. Findings that
+`data check` refuses, since the labels are not those of the noise, are accepted in the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from mdlearn.atoms import read_frames
+from mdlearn.packed import PackedWriter
+
+EVERY_S = 0.5
+
+
+class Sample(NamedTuple):
+    """The memory of a process at one moment."""
+
+    seconds: float
+    """Since it was started."""
+    megabytes: float
+    begun: bool
+    """Whether it is past its start-up."""
+
+
+def pack(source: Path, target: Path, count: int, noise: float) -> None:
+    """Packs frames again and again, with noise, Å, on all positions."""
+    frames, keys = read_frames(source)
+    generator = torch.Generator().manual_seed(0)
+    with PackedWriter(target, keys, [source]) as writer:
+        for n in range(count):
+            frame = frames[n % len(frames)]
+            x = frame.system.positions
+            moved = x + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            writer.append(frame._replace(system=frame.system._replace(positions=moved)))
+
+
+def watch(command: list[str], folder: Path, sign: Path) -> tuple[list[Sample], str]:
+    """Runs a command and samples its memory; it has begun once a certain file is there."""
+    samples = []
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mdlearn", *command], cwd=folder, stdout=out, stderr=err
+        )
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            rss = [line for line in status.splitlines() if line.startswith("RssAnon")]
+            if rss:
+                megabytes = int(rss[0].split()[1]) / 1e3
+                samples.append(Sample(time.monotonic() - began, megabytes, sign.exists()))
+            time.sleep(EVERY_S)
+    if process.returncode not in (0, 3):
+        raise SystemExit((folder / "err").read_text())
+    return samples, (folder / "out").read_text()
+
+
+def describe(name: str, samples: list[Sample]) -> None:
+    """Prints what became of the memory."""
+    seconds, megabytes = np.array([each[:2] for each in samples]).T
+    row = f"| {name} | {seconds[-1] - seconds[0]:.0f} | {megabytes[0]:.0f} |"
+    row += f" {np.median(megabytes):.0f} | {megabytes.max():.0f} |"
+    slope = np.polyfit(seconds, megabytes, 1)[0] * 60.0 if len(samples) > 20 else np.nan
+    print(f"{row} {slope:+.2f} |")
+
+
+def main() -> None:
+    """Prints a table, and writes all samples as CSV and as a picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("--noise", type=float, default=0.05, help="Å")
+    parser.add_argument("--model", default="composition+lennard-jones")
+    parser.add_argument("--csv", type=Path, default=Path("packed-memory.csv"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        began = time.monotonic()
+        pack(options.source, folder / "frames.h5", options.frames, options.noise)
+        print(f"packed in {time.monotonic() - began:.0f} s")
+        check = ["data", "check", "frames.h5", "--json"]
+        checked, found = watch(check, folder, folder / "frames.h5")
+        refused = json.loads(found)["refused"]
+        print("refused:", ", ".join(refused) or "nothing")
+        train = ["train", "frames.h5", "--model", options.model, "--epochs", "1"]
+        accept = ["--accept", ",".join(refused)] if refused else []
+        trained, _ = watch(train + accept, folder, folder / "frames-run" / "config.toml")
+    parts = {
+        "data check": checked,
+        "train, before the first step": [each for each in trained if not each.begun],
+        "train, one epoch and its report": [each for each in trained if each.begun],
+    }
+    print("| | s | MB at the start | median | peak | slope, MB/min |")
+    print("|---|---|---|---|---|---|")
+    for label, samples in parts.items():
+        if samples:
+            describe(label, samples)
+    with options.csv.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["part", "seconds", "MB"])
+        for label, samples in parts.items():
+            writer.writerows((label, f"{x.seconds:.2f}", f"{x.megabytes:.1f}") for x in samples)
+    figure, axes = plt.subplots(figsize=(6.0, 3.5), layout="constrained")
+    for label, samples in parts.items():
+        axes.plot([x.seconds for x in samples], [x.megabytes for x in samples], label=label)
+    axes.set(xlabel="time (s)", ylabel="memory (MB)", ylim=(0.0, None))
+    axes.legend(frameon=False)
+    figure.savefig(options.csv.with_suffix(".png"), dpi=150)
+
+
+if __name__ == "__main__":
+    main()
