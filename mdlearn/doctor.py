@@ -289,28 +289,28 @@ def _duplicates(seen: Survey, splits: Mapping[str, Sequence[Frame]]) -> Iterator
         frame: Frame = frames[seen.split[index]][int(seen.place[index])]
         return frame
 
-    exact = np.array(
-        [
-            same_coordinates(fetch(a).system, fetch(b).system, SAME)
-            for a, b in zip(first[same].tolist(), second[same].tolist(), strict=True)
-        ],
-        bool,
-    )
     n = seen.atoms
-    one, other = first[same][exact], second[same][exact]
-    energy_apart = np.abs(seen.energy[one] - seen.energy[other]) / n[one]
-    forces_apart = np.nan_to_num(np.abs(seen.rms[one] - seen.rms[other]))
-    conflict = (energy_apart > 1e-3) | (forces_apart > np.maximum(0.02, 0.02 * seen.rms[one]))
+    across = seen.split[first] != seen.split[second]
+    energy_apart = np.abs(seen.energy[first] - seen.energy[second]) / n[first]
+    forces_apart = np.nan_to_num(np.abs(seen.rms[first] - seen.rms[second]))
+    differ = (energy_apart > 1e-3) | (forces_apart > np.maximum(0.02, 0.02 * seen.rms[first]))
+    # Looking at coordinates means reading both frames, so only where it matters.
+    identical = same & (across | differ)
+    identical[identical] = [
+        same_coordinates(fetch(a).system, fetch(b).system, SAME)
+        for a, b in zip(first[identical].tolist(), second[identical].tolist(), strict=True)
+    ]
+    conflict = identical & differ
     if conflict.any():
         yield about(
             "conflicting-duplicates",
             "refuse",
             f"the same structure with different labels: energies differ by up to"
-            f" {energy_apart.max():.3g} eV/atom, rms forces by {forces_apart.max():.3g} eV/Å",
+            f" {energy_apart[conflict].max():.3g} eV/atom, rms forces by"
+            f" {forces_apart[conflict].max():.3g} eV/Å",
             "find out which calculation is right and remove the other",
-            _couples(seen, one[conflict], other[conflict]),
+            _couples(seen, first[conflict], second[conflict]),
         )
-    across = seen.split[first] != seen.split[second]
     inside = same & ~across
     if inside.any():
         doubles = np.unique(second[inside])
@@ -332,8 +332,6 @@ def _duplicates(seen: Survey, splits: Mapping[str, Sequence[Frame]]) -> Iterator
             _couples(seen, first[nearly], second[nearly]),
         )
     if across.any():
-        identical = np.zeros(len(first), bool)
-        identical[np.flatnonzero(same)[exact]] = True
         leaks = across & identical
         sizes = np.bincount(seen.split, minlength=len(seen.splits))
         share = max(
@@ -359,8 +357,8 @@ def _duplicates(seen: Survey, splits: Mapping[str, Sequence[Frame]]) -> Iterator
 
 def _close_frames(seen: Survey) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """All pairs of frames that are the same (True), or nearly the same and in the same order."""
-    several = np.flatnonzero(seen.atoms > 1)
-    pairs: dict[tuple[int, int], bool] = {}
+    several, n = np.flatnonzero(seen.atoms > 1), len(seen.names)
+    found: dict[float, list[Ints]] = {NEARLY_SAME: [several[:0]], SAME: [several[:0]]}
     for kinds, prints, tolerance in (
         (seen.ordered, seen.sketches, NEARLY_SAME),
         (seen.kinds, seen.prints, SAME),
@@ -368,10 +366,11 @@ def _close_frames(seen: Survey) -> tuple[Ints, Ints, NDArray[np.bool_]]:
         for members in groups([kinds[index] for index in several]):
             own = several[members]
             a, b, _ = close_pairs(np.array([prints[index] for index in own]), tolerance)
-            same = tolerance == SAME
-            pairs |= dict.fromkeys(zip(own[a].tolist(), own[b].tolist(), strict=True), same)
-    both = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1], np.array([pairs[each] for each in sorted(pairs)], bool)
+            found[tolerance].append(own[a] * n + own[b])
+    nearly, same = (np.concatenate(each) for each in found.values())
+    both = np.unique(np.concatenate([nearly, same]))
+    first, second = np.divmod(both, max(n, 1))
+    return first, second, np.isin(both, same)
 
 
 def _couples(seen: Survey, first: Ints, second: Ints) -> list[str]:

@@ -68,9 +68,10 @@ class Survey(NamedTuple):
 def survey(splits: Mapping[str, Sequence[Frame]]) -> Survey:
     """Reads every frame once; a lazy sequence is read in flat memory."""
     columns: list[tuple[Any, ...]] = []
+    known: dict[Any, Any] = {}
     for part, frames in enumerate(splits.values()):
         for index, frame in enumerate(frames):
-            columns.append((part, index, *_row(frame)))
+            columns.append((part, index, *_row(frame, known)))
     rows: list[list[Any]] = [list(each) for each in zip(*columns, strict=True)]
     rows = rows or [[] for _ in range(18)]
     parts, places, names, kinds, ordered, numbers = rows[:6]
@@ -101,11 +102,19 @@ def survey(splits: Mapping[str, Sequence[Frame]]) -> Survey:
     )
 
 
-def _row(frame: Frame) -> tuple[Any, ...]:
-    """The numbers of one frame, in the order of `Survey` after `place`."""
+def _row(frame: Frame, known: dict[Any, Any]) -> tuple[Any, ...]:
+    """The numbers of one frame, in the order of `Survey` after `place`.
+
+    Args:
+        frame: to look at.
+        known: what frames seen before have in common; of each, one is kept for all.
+    """
     system, labels = frame.system, frame.labels
     forces = labels.forces.numpy()
     length = np.linalg.norm(forces, axis=1)
+    numbers = np.sort(system.numbers.numpy())
+    kind, ordered = (kind_of(system, ordered=each) for each in (False, True))
+    shortest = {known.setdefault(a, a): d for a, d in shortest_distances(frame).items()}
     x = system.positions.numpy() - system.positions.numpy().mean(0)
     periodic = int(system.pbc.sum())
     torque = np.nan
@@ -114,9 +123,9 @@ def _row(frame: Frame) -> tuple[Any, ...]:
         torque = np.linalg.norm(np.cross(x, forces).sum(0)) / max(possible, 1e-12)
     return (
         frame.name,
-        kind_of(system, ordered=False),
-        kind_of(system, ordered=True),
-        np.sort(system.numbers.numpy()),
+        known.setdefault(kind, kind),
+        known.setdefault(ordered, ordered),
+        known.setdefault(numbers.tobytes(), numbers),
         float(labels.energy[0]),
         np.sqrt(np.mean(np.square(forces))),
         length.max(),
@@ -127,7 +136,7 @@ def _row(frame: Frame) -> tuple[Any, ...]:
         abs(np.linalg.det(system.cell[0].numpy())),
         labels.stress[0].numpy()[SIX],
         *fingerprints(system),
-        shortest_distances(frame),
+        shortest,
     )
 
 
