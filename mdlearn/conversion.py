@@ -204,7 +204,7 @@ def _stream(
     """Keys, and for each frame a function that checks it; read once for each of the two."""
     if is_packed(source):
         packed = open_packed(source, wanted)
-        return packed.keys, ((lambda f=frame: (f, Extra({}, None))) for frame in packed)
+        return packed.keys, ((lambda f=frame: (f, Extra(_kind(f), None))) for frame in packed)
     named = ((f"{source}:{n}", atoms) for n, atoms in enumerate(iterate_atoms(source)))
     keys = find_keys(named, wanted)
 
@@ -216,6 +216,10 @@ def _stream(
     return keys, (
         (lambda n=n, atoms=atoms: check(n, atoms)) for n, atoms in enumerate(iterate_atoms(source))
     )
+
+
+def _kind(frame: Frame) -> dict[str, object]:
+    return {"config_type": frame.config_type} if frame.config_type else {}
 
 
 def to_atoms(frame: Frame, units: Units, extra: Extra) -> ase.Atoms:

@@ -4,6 +4,8 @@
     frames/offsets                                where the atoms of each frame begin, and the end
     frames/{cell,pbc,charge,energy,stress,dipole}
     frames/{source,index}                         the file each frame is from, and where in it
+    frames/config_type                            what kind of structure each frame is, UTF-8;
+                                                  not in files of layout version 1
 
 Units are eV, Å, u and e; NaN stands where there is no label, and a label that no frame has is not
 in the file. The attribute `mdlearn` of the root is JSON: `format`, `version`, the `keys` that fed
@@ -32,7 +34,7 @@ from mdlearn.files import refuse_existing, sha256
 from mdlearn.system import System
 
 FORMAT = "mdlearn-frames"
-VERSION = 1
+VERSION = 2
 """Of the layout; readers refuse files with a higher one."""
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -44,7 +46,7 @@ _CHUNK_BYTES = 2**16  # a frame read at random costs one or two chunks of each a
 
 
 class _Array(NamedTuple):
-    dtype: type[np.generic]
+    dtype: np.typing.DTypeLike
     shape: tuple[int, ...]
 
 
@@ -63,6 +65,7 @@ _FRAMES = {
     "dipole": _Array(np.float64, (3,)),
     "source": _Array(np.int32, ()),
     "index": _Array(np.int64, ()),
+    "config_type": _Array(h5py.string_dtype(), ()),
 }
 
 
@@ -259,6 +262,7 @@ def _rows(frame: Frame, source: int, index: int) -> dict[str, NDArray[Any]]:
         "frames/dipole": labels.dipole[0].numpy(),
         "frames/source": np.asarray(source),
         "frames/index": np.asarray(index),
+        "frames/config_type": np.asarray(frame.config_type, object),
     }
 
 
@@ -410,7 +414,11 @@ class PackedFrames(Sequence[Frame]):
             own = slice(self._offsets[first + n] - begin, self._offsets[first + n + 1] - begin)
             # Copies, so that a frame that is kept does not keep the block that it came with.
             per_atom = {name: torch.tensor(values[own]) for name, values in atoms.items()}
-            per_frame = {name: torch.tensor(values[n]) for name, values in frames.items()}
+            per_frame = {
+                name: torch.tensor(values[n])
+                for name, values in frames.items()
+                if name != "config_type"
+            }
             source, index = int(frames["source"][n]), int(frames["index"][n])
             yield Frame(
                 f"{self.sources[source][0]}:{index}",
@@ -429,6 +437,7 @@ class PackedFrames(Sequence[Frame]):
                     per_frame["stress"][None],
                     per_frame["dipole"][None],
                 ),
+                frames["config_type"][n].decode(),
             )
 
     def _unreadable(self, error: Exception) -> DataError:
@@ -439,11 +448,12 @@ class PackedFrames(Sequence[Frame]):
 
 
 def _part(columns: dict[str, Any], name: str, first: int, end: int) -> NDArray[Any]:
-    """Rows of an array; NaN for a label that the file does not have."""
+    """Rows of an array; NaN, or an empty text, for what the file does not have."""
     if name not in columns:
         group, label = name.split("/")
         array = (_ATOMS if group == "atoms" else _FRAMES)[label]
-        return np.full((end - first, *array.shape), np.nan)
+        missing = b"" if label == "config_type" else np.nan
+        return np.full((end - first, *array.shape), missing)
     values: NDArray[Any] = columns[name][first:end]
     return values
 

@@ -55,6 +55,7 @@ def packed(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def assert_same(one: Frame, other: Frame) -> None:
     assert one.name == other.name
+    assert one.config_type == other.config_type
     for a, b in zip((*one.system, *one.labels), (*other.system, *other.labels), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
@@ -114,6 +115,27 @@ class TestReading:
         assert frames[0].labels.forces.isnan().all()
         with h5py.File(tmp_path / "frames.h5", locking=False) as file:
             assert "atoms/forces" not in file
+
+    def test_kinds_of_structures(self, packed: Path, tmp_path: Path) -> None:
+        structures = ase.io.read(str(files("mdlearn.data") / "ethanol.xyz"), ":3")
+        for each, kind in zip(structures, ("heiß", "", "bulk"), strict=True):
+            each.info["config_type"] = kind
+        del structures[1].info["config_type"]
+        ase.io.write(tmp_path / "frames.xyz", structures)
+        pack([tmp_path / "frames.xyz"], tmp_path / "frames.h5", Wanted())
+        assert [each.config_type for each in PackedFrames(tmp_path / "frames.h5")] == [
+            "heiß",
+            "",
+            "bulk",
+        ]
+        old = tmp_path / "old.h5"
+        old.write_bytes(packed.read_bytes())
+        with h5py.File(old, "r+") as file:
+            header = json.loads(file.attrs["mdlearn"])
+            file.attrs["mdlearn"] = json.dumps(header | {"version": 1})
+            del file["frames/config_type"]
+        for one, other in zip(PackedFrames(old), PackedFrames(packed), strict=True):
+            assert_same(one, other._replace(config_type=""))
 
     def test_a_frame_does_not_keep_its_block(
         self, packed: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +197,7 @@ class TestPacking:
         with h5py.File(packed, locking=False) as file:
             header = json.loads(file.attrs["mdlearn"])
         assert header["format"] == "mdlearn-frames"
-        assert header["version"] == 1
+        assert header["version"] == 2
         assert header["keys"]["energy"] == "energy"
 
     def test_bad_frames_are_refused_or_left_out(self, sources: list[Path], tmp_path: Path) -> None:
@@ -265,7 +287,7 @@ class TestBadFiles:
         newer.write_bytes(packed.read_bytes())
         with h5py.File(newer, "r+") as file:
             header = json.loads(file.attrs["mdlearn"])
-            file.attrs["mdlearn"] = json.dumps(header | {"version": 2})
+            file.attrs["mdlearn"] = json.dumps(header | {"version": 3})
         with pytest.raises(DataError, match="newer"):
             read_frames(newer)
 
