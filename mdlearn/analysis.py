@@ -28,6 +28,31 @@ class Drift(NamedTuple):
     """Standard deviation around the line, eV per atom."""
 
 
+class Bonds(NamedTuple):
+    """What became of the bonds of the first frame."""
+
+    count: int
+    """How many there are."""
+    unbound: tuple[int, ...]
+    """Atoms that share none of them, so that nothing can be said of theirs."""
+    broken: BrokenBond | None
+    """The first to break."""
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.broken:
+            a, b = self.broken.atoms
+            text = (
+                f"{a}-{b} broken at frame {self.broken.frame}: {self.broken.distance:.2f} Å apart"
+            )
+        else:
+            text = f"none of {self.count} broken" if self.count else "none"
+        if self.count and self.unbound:
+            more = f" and {len(self.unbound) - 1} more" if len(self.unbound) > 1 else ""
+            text += f"; atom {self.unbound[0]}{more} had none at the start"
+        return text
+
+
 class BrokenBond(NamedTuple):
     """A bond of the first frame that a later one has not."""
 
@@ -47,8 +72,8 @@ def energy_drift(trajectory: Trajectory) -> Drift:
     return Drift(float(slope), float(np.std(energy - slope * time_ps - offset)))
 
 
-def first_broken_bond(trajectory: Trajectory) -> BrokenBond | None:
-    """The first bond to break, judged by the bonds of the first frame and by covalent radii."""
+def follow_bonds(trajectory: Trajectory) -> Bonds:
+    """The bonds of the first frame, and the first to break, judged by covalent radii."""
     start = trajectory.atoms(0)
     radii = covalent_radii[start.numbers]
     elements = set(start.numbers.tolist())
@@ -57,6 +82,7 @@ def first_broken_bond(trajectory: Trajectory) -> BrokenBond | None:
     }
     i, j, shift = neighbor_list("ijS", start, bonded)
     limit = BROKEN * (radii[i] + radii[j])
+    count, unbound = len(i) // 2, tuple(sorted(set(range(len(start))) - set(i.tolist())))
     for first in range(0, len(trajectory), FRAMES_AT_ONCE):
         chosen = slice(first, first + FRAMES_AT_ONCE)
         positions, cells = trajectory.positions(chosen), trajectory.cells(chosen)
@@ -66,5 +92,6 @@ def first_broken_bond(trajectory: Trajectory) -> BrokenBond | None:
         if len(broken):
             frame, bond = broken[0]
             atoms = (int(i[bond]), int(j[bond]))
-            return BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
-    return None
+            broken = BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
+            return Bonds(count, unbound, broken)
+    return Bonds(count, unbound, None)

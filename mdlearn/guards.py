@@ -35,6 +35,9 @@ HOTTEST = 3.0
 """Times the highest temperature of the thermostat, besides what fluctuations do."""
 WARM = 300.0 * kB
 """eV. Colder targets are taken for this one: a strained structure warms up before it cools."""
+CROWDED, FORLORN = 1.5, 0.5
+"""Times the most, and the fewest, neighbors of an atom of an element in the training frames; heat
+changes them by less."""
 RARE = 30.0
 """The largest fluctuation of the kinetic energy is one that exp(30) = 10¹³ steps have once."""
 LARGEST_DRIFT = 0.3
@@ -151,6 +154,36 @@ def leap(state: State, trial: State, index: int) -> Trip:
     else:
         text = f"{_name(state, n)} has no finite position: the force on it was not a number"
     return _trip(trial, n, value, SKIN / 2, text)
+
+
+def unfamiliar_atom(
+    system: System, neighbors: Neighbors, counts: Sequence[tuple[int, int, int]]
+) -> str | None:
+    """Says of the first atom whose surroundings are like none of the training frames.
+
+    What tells is crude, and so raises no false alarm: the number of neighbors within the cutoff.
+
+    Args:
+        system: a batch of them.
+        neighbors: its list, without a skin.
+        counts: atomic numbers, and the fewest and the most neighbors in the training frames; other
+            elements are not looked at.
+    """
+    found = neighbors.valid.sum(1)
+    for z, fewest, most in counts:
+        few, many = FORLORN * fewest, CROWDED * most
+        odd = torch.nonzero((system.numbers == z) & ((found < few) | (found > many))).flatten()
+        if len(odd):
+            n = int(odd[0])
+            index = int(system.system[n])
+            own = n - int((system.system < index).sum())
+            element, usual = chemical_symbols[z], str(fewest)
+            usual += f" to {most}" if most > fewest else ""
+            return (
+                f"atom {own} ({element}) has {int(found[n])} neighbors within"
+                f" {float(neighbors.reach):g} Å, where {element} has {usual} in the training frames"
+            )
+    return None
 
 
 def lonely_atoms(system: System, neighbors: Neighbors) -> list[int]:

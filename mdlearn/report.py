@@ -175,6 +175,7 @@ def _page(folder: Path, model: Model, compared: Mapping[str, Comparison]) -> str
     elements = model.network.elements.energies()
     network = model.network.settings._asdict()
     closest, forces = network.pop("closest"), dict(network.pop("largest_forces"))
+    counts = {z: f"{few} to {many}" for z, few, many in network.pop("neighbor_counts")}
     weights = sum(each.numel() for each in model.network.parameters())
     title = f"{network['architecture']} for {', '.join(chemical_symbols[z] for z in elements)}"
     body = [
@@ -207,6 +208,7 @@ def _page(folder: Path, model: Model, compared: Mapping[str, Comparison]) -> str
                     "energy of the isolated atom, eV",
                     "wall between two, Å",
                     "largest force, eV/Å",
+                    "neighbors",
                 ),
                 [
                     (
@@ -214,6 +216,7 @@ def _page(folder: Path, model: Model, compared: Mapping[str, Comparison]) -> str
                         f"{energy:.6f}",
                         next((f"{d:.3f}" for a, b, d in closest if a == b == z), "–"),
                         f"{forces[z]:.3g}" if z in forces else "–",
+                        counts.get(z, "–"),
                     )
                     for z, energy in elements.items()
                 ],

@@ -451,13 +451,35 @@ class TestSimulate:
         assert code == 0
         assert "steps        40 in" in out
         assert "start-traj.h5, 9 frames" in out
+        assert "bonds        none of 8 broken\n" in out
         assert "drawn at 300 K, seed 0" in err
+        assert "surroundings" not in err
         code, out, _ = run("info", "start-traj.h5")
         assert code == 0
         assert "9 frames of C2H6O" in out
+        assert "bonds        none of 8 broken\n" in out
         code, out, _ = run("info", "run")
         assert code == 0
         assert "H, C, O" in out
+
+    def test_a_bond_that_is_broken_at_the_start_is_no_bond(self, here: Path, run: Run) -> None:
+        atoms = ase.io.read("start.xyz")
+        away = atoms.positions[8] - atoms.positions[:8].mean(0)
+        atoms.positions[8] += 1.5 * away / np.linalg.norm(away)
+        ase.io.write("torn.xyz", atoms)
+        code, out, _ = run("simulate", "run", "torn.xyz", "--steps", "2", "--guards", "off")
+        assert code == 0
+        assert "bonds        none of 7 broken; atom 8 had none at the start" in out
+
+    @pytest.mark.parametrize("verb", [["simulate", "--guards", "off"], ["relax"]])
+    def test_surroundings_that_were_never_seen_are_told(
+        self, here: Path, run: Run, verb: list[str]
+    ) -> None:
+        """A molecule of water has the elements of ethanol, and nothing else of it."""
+        (here / "bad.xyz").write_text(FRAME)
+        _, _, err = run(verb[0], "run", "bad.xyz", "--steps", "2", *verb[1:])
+        assert "atom 1 (H) has 2 neighbors within 5 Å, where H has" in err
+        assert "train with frames like this one" in err
 
     def test_goes_on_from_a_trajectory_with_its_velocities(self, here: Path, run: Run) -> None:
         assert run("simulate", "run", "start.xyz", "--steps", "20", "--output", "hot.h5")[0] == 0

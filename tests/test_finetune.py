@@ -47,7 +47,7 @@ def test_old_elements_are_what_they_were(name: str, frames: list[Frame]) -> None
     old = random_network(ARCHITECTURES[name])
     examples = [make_example(frame, old.cutoff) for frame in with_silicon(frames)]
     assert 14 not in old.species
-    grown = adapt(old, examples, [], [], [])
+    grown = adapt(old, examples, [], [], [], [])
     assert set(grown.species) == {*old.species, 14}
     system = frames[0].system
     shift = [grown.elements.energies()[z] - e for z, e in old.elements.energies().items()]
@@ -62,7 +62,7 @@ def test_old_elements_are_what_they_were(name: str, frames: list[Frame]) -> None
 def test_energies_of_atoms_move_to_the_new_zero(frames: list[Frame]) -> None:
     old = random_network(ARCHITECTURES["equivariant"])
     examples = [make_example(frame, old.cutoff) for frame in frames]
-    network = adapt(old, examples, [], [], [])
+    network = adapt(old, examples, [], [], [], [])
     errors = [
         float(evaluate(network, each.system, each.neighbors).energy - each.labels.energy)
         for each in examples
@@ -75,7 +75,7 @@ def test_energies_of_atoms_move_to_the_new_zero(frames: list[Frame]) -> None:
 def test_isolated_atoms_have_the_last_word(frames: list[Frame]) -> None:
     isolated = list(read_frames(str(files("mdlearn.data") / "ethanol_isolated_atoms.xyz"))[0])
     old = random_network(ARCHITECTURES["schnet"])
-    network = adapt(old, [make_example(each, old.cutoff) for each in frames], isolated, [], [])
+    network = adapt(old, [make_example(each, old.cutoff) for each in frames], isolated, [], [], [])
     energies = network.elements.energies()
     for frame in isolated:
         assert energies[int(frame.system.numbers[0])] == float(frame.labels.energy)
@@ -87,7 +87,7 @@ def test_classical_potentials_take_up_no_elements(frames: list[Frame]) -> None:
     old = random_potential("lennard-jones")
     examples = [make_example(frame, old.cutoff) for frame in with_silicon(frames)]
     with pytest.raises(ModelError, match="cannot take up new elements"):
-        adapt(old, examples, [], [], [])
+        adapt(old, examples, [], [], [], [])
 
 
 @given(st.sampled_from(["products.0", "energy_head", "messages.0.radial", "products"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 import ase
@@ -15,7 +16,7 @@ from test_simulate import INTEGRATORS, bits, dynamics_of, hot_start, potential
 from torch import Tensor
 
 from mdlearn import simulate as driver
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, Labels, read_frames, to_system
 from mdlearn.guards import (
     LARGEST_DRIFT,
     NEAREST,
@@ -27,6 +28,7 @@ from mdlearn.guards import (
     find_trips,
     lonely_atoms,
     make_limits,
+    unfamiliar_atom,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.neighbors import SKIN, build
@@ -42,7 +44,7 @@ from mdlearn.simulate import (
     start,
 )
 from mdlearn.system import System, concatenate
-from mdlearn.training.dataset import largest_forces
+from mdlearn.training.dataset import largest_forces, make_example, neighbor_counts
 from mdlearn.units import fs, kB
 
 INTEGRATOR = INTEGRATORS["langevin"]
@@ -284,6 +286,66 @@ def test_limits_of_a_model() -> None:
     assert limits.force[8] == STRONG
     assert limits.force[6] == torch.inf
     assert limits.kT.tolist() == [WARM, 900.0 * kB]
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, list[Any]]:
+    data = files("mdlearn.data")
+    return {
+        name: [
+            make_example(each, 5.0) for each in read_frames(str(data / f"{name}.xyz"))[0][::stride]
+        ]
+        for name, stride in (("ethanol", 10), ("water", 8))
+    }
+
+
+class TestSurroundings:
+    """An atom whose surroundings are like none of the training frames is told of, no other."""
+
+    def test_counts_are_those_of_distances(self, examples: dict[str, list[Any]]) -> None:
+        counts: dict[int, list[int]] = {}
+        for each in examples["ethanol"]:
+            x = each.system.positions
+            near = (torch.cdist(x, x) < 5.0).sum(1) - 1
+            for z, count in zip(each.system.numbers.tolist(), near.tolist(), strict=True):
+                counts.setdefault(z, []).append(count)
+        expected = [(z, min(each), max(each)) for z, each in sorted(counts.items())]
+        assert neighbor_counts(examples["ethanol"]) == expected
+
+    @pytest.mark.parametrize("name", ["ethanol", "water"])
+    def test_no_false_alarm(self, examples: dict[str, list[Any]], name: str) -> None:
+        """Half of the frames know the other half, also shaken by 0.2 Å."""
+        known = neighbor_counts(examples[name][::2])
+        torch.manual_seed(0)
+        for each in examples[name][1::2]:
+            x = each.system.positions
+            shaken = each.system._replace(positions=x + 0.2 * torch.randn_like(x))
+            for system in (each.system, shaken):
+                assert unfamiliar_atom(system, build(system, 5.0), known) is None
+
+    def test_ethanol_does_not_know_water_nor_water_a_molecule(
+        self, examples: dict[str, list[Any]]
+    ) -> None:
+        ethanol, water = (neighbor_counts(examples[name]) for name in ("ethanol", "water"))
+        liquid = examples["water"][0]
+        said = unfamiliar_atom(liquid.system, liquid.neighbors, ethanol)
+        assert said is not None
+        assert "neighbors within 5 Å, where H has" in said
+        molecule = to_system(ase.Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
+        for known in (ethanol, water):
+            said = unfamiliar_atom(molecule, build(molecule, 5.0), known)
+            assert said is not None
+            assert "(H) has 2 neighbors" in said
+        both = concatenate([examples["ethanol"][0].system, molecule])
+        said = unfamiliar_atom(both, build(both, 5.0), ethanol)
+        assert said is not None
+        assert said.startswith("atom 1 (H)")  # of the second
+
+    def test_older_models_know_nothing_to_compare_with(
+        self, examples: dict[str, list[Any]]
+    ) -> None:
+        liquid = examples["water"][0]
+        assert unfamiliar_atom(liquid.system, liquid.neighbors, []) is None
 
 
 def test_largest_forces_of_frames() -> None:

@@ -268,8 +268,8 @@ class TestTeam:
         alone, *others = (
             each.elements.energies()
             for each in (
-                adapt(old, examples, [], [], []),
-                *in_team(lambda team: adapt(old, examples, [], [], [], team), 2),
+                adapt(old, examples, [], [], [], []),
+                *in_team(lambda team: adapt(old, examples, [], [], [], [], team), 2),
             )
         )
         for each in others:

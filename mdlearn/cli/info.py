@@ -9,7 +9,7 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from pydantic import Field
 
-from mdlearn.analysis import energy_drift, first_broken_bond
+from mdlearn.analysis import energy_drift, follow_bonds
 from mdlearn.cli.check import summary, table
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
@@ -75,8 +75,7 @@ def _trajectory(path: Path) -> None:
             )
         drift = energy_drift(trajectory)
         out.print(f"drift        {1000 * drift.slope:+.4f} meV/atom/ps")
-        broken = first_broken_bond(trajectory)
-        out.print(f"bonds        {'none broken' if broken is None else f'broken: {broken}'}")
+        out.print(f"bonds        {follow_bonds(trajectory)}")
         for key, value in trajectory.provenance.items():
             out.print(f"{key:<12} {value}")
 

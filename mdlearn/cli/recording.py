@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mdlearn import units
-from mdlearn.analysis import energy_drift, first_broken_bond
+from mdlearn.analysis import energy_drift, follow_bonds
 from mdlearn.cli.console import err, hms, out
 from mdlearn.cli.crash import crash_path, explain
 from mdlearn.cli.ensembles import SimulateConfig
@@ -263,7 +263,7 @@ def _summarize_single(path: Path) -> int:
     with Trajectory(path) as trajectory:
         temperatures = trajectory.observable("temperature")
         drift = energy_drift(trajectory)
-        broken = first_broken_bond(trajectory)
+        bonds = follow_bonds(trajectory)
         frames = len(trajectory)
     out.print(
         f"temperature  {np.mean(temperatures):.1f} ± {np.std(temperatures):.1f} K (mean,"
@@ -273,13 +273,7 @@ def _summarize_single(path: Path) -> int:
         f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
         f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
     )
-    if broken:
-        a, b = broken.atoms
-        out.print(
-            f"bonds        {a}-{b} broken at frame {broken.frame}: {broken.distance:.2f} Å apart"
-        )
-    else:
-        out.print("bonds        none broken")
+    out.print(f"bonds        {bonds}")
     return frames
 
 
@@ -296,14 +290,14 @@ def replica_table(path: Path) -> Table:
     for replica in range(count):
         with Trajectory(path, replica) as trajectory:
             temperatures = trajectory.observable("temperature")
-            broken = first_broken_bond(trajectory)
+            bonds = follow_bonds(trajectory)
             rows.add_row(
                 str(replica),
                 str(len(trajectory)),
                 str(trajectory.steps[-1]),
                 f"{np.mean(temperatures):.1f} ± {np.std(temperatures):.1f}",
                 f"{1000 * energy_drift(trajectory).slope:+.4f}",
-                "none broken" if broken is None else f"{broken.atoms[0]}-{broken.atoms[1]} broken",
+                str(bonds),
                 "stopped" if trajectory.stopped else "",
             )
     return rows

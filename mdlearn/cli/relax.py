@@ -22,6 +22,7 @@ from mdlearn.cli.console import Line, err, interruptible, out
 from mdlearn.cli.ensembles import fixed_atoms, mobile_atoms
 from mdlearn.cli.inputs import choose_structures, fastest, place
 from mdlearn.cli.options import verb
+from mdlearn.cli.startup import warn_of_surroundings
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import UnstableError, UsageError
@@ -82,6 +83,7 @@ def run(config: RelaxConfig) -> int:
             f"--cell {config.cell}: {config.structure} is not periodic in all three directions, so"
             " its cell is not under stress; leave out --cell"
         )
+    warn_of_surroundings(network, system)
     mobile = mobile_atoms(fixed_atoms([atoms], config.fix), system)
     pressure = config.pressure_GPa * units.GPa
     choose_threads(build(system, network.cutoff).j.numel())

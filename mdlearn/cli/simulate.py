@@ -35,7 +35,13 @@ from mdlearn.cli.recording import (
     running_of,
     summarize,
 )
-from mdlearn.cli.startup import dry_run, relaxed, require_space, with_timestep
+from mdlearn.cli.startup import (
+    dry_run,
+    relaxed,
+    require_space,
+    warn_of_surroundings,
+    with_timestep,
+)
 from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
@@ -120,6 +126,7 @@ def _begin(config: SimulateConfig) -> Beginning:
     network, system = place(model, structures, config.structure, config.device)
     potential = fastest(model, network)
     choose_threads(build(system, network.cutoff, SKIN).j.numel())
+    warn_of_surroundings(network, system)
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
     if config.relax:

@@ -15,7 +15,9 @@ from mdlearn.cli.console import err, hms, out
 from mdlearn.cli.ensembles import SimulateConfig, highest
 from mdlearn.config import option_names
 from mdlearn.errors import OutputError
+from mdlearn.guards import unfamiliar_atom
 from mdlearn.minimize import minimize
+from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.simulate import Dynamics, Snapshot, simulate
@@ -58,6 +60,17 @@ def relaxed(potential: Evaluable, system: System, mobile: torch.Tensor | None) -
         f" {largest:.2f} -> {found.residual:.2f} eV/Å{rest}"
     )
     return found.system
+
+
+def warn_of_surroundings(network: ParametricPotential, system: System) -> None:
+    """Says if a model has never seen anything like a structure."""
+    neighbors = build(system, network.cutoff)
+    odd = unfamiliar_atom(system, neighbors, network.settings.neighbor_counts)
+    if odd:
+        err.print(
+            f"warning     {odd}: the model knows nothing of such surroundings, so do not trust what"
+            " follows; train with frames like this one (mdlearn train FRAMES --from MODEL)"
+        )
 
 
 def with_timestep(

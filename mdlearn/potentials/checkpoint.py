@@ -226,6 +226,7 @@ def _make_network(
     settings = settings._replace(
         closest=tuple((a, b, d) for a, b, d in settings.closest),
         largest_forces=tuple((z, force) for z, force in settings.largest_forces),
+        neighbor_counts=tuple((z, few, many) for z, few, many in settings.neighbor_counts),
     )
     network = make_potential(tuple(header["species"]), energies, settings).to(dtype)
     network.load_state_dict(weights)

@@ -57,6 +57,9 @@ class Settings(NamedTuple):
     largest_forces: tuple[tuple[int, float], ...] = ()
     """On an atom of each element in the training frames: atomic numbers and eV/Å. Older models have
     none. Nothing is made from them; a simulation is told where the model has been."""
+    neighbor_counts: tuple[tuple[int, int, int], ...] = ()
+    """Atomic numbers, and the fewest and the most neighbors that such an atom has within the cutoff
+    in the training frames."""
 
 
 class Representation(NamedTuple):

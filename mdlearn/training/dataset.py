@@ -308,6 +308,18 @@ def average_neighbors(examples: Sequence[Example], team: Team = ALONE) -> float:
     return max(1.0, float(mean))
 
 
+def neighbor_counts(examples: Sequence[Example], team: Team = ALONE) -> list[tuple[int, int, int]]:
+    """The fewest and the most neighbors of an atom of each element, within the cutoff."""
+    lowest = torch.full((2, HEAVIEST + 1), torch.inf, dtype=torch.float64)  # of counts, of minus
+    for each in sample(examples, team):
+        numbers, count = each.system.numbers.cpu(), each.neighbors.valid.sum(1).cpu().double()
+        for row, values in zip(lowest, (count, -count), strict=True):
+            row.scatter_reduce_(0, numbers, values, "amin")
+    team.lowest(lowest)
+    found = torch.nonzero(lowest[0].isfinite()).flatten().tolist()
+    return [(z, int(lowest[0, z]), -int(lowest[1, z])) for z in found]
+
+
 def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
     """How far atoms should see: `USUAL_CUTOFF`, and in loose or dense solids what suits these.
 

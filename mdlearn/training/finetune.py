@@ -25,6 +25,7 @@ def adapt(
     isolated: Sequence[Frame],
     closest: Sequence[tuple[int, int, float]],
     forces: Sequence[tuple[int, float]],
+    counts: Sequence[tuple[int, int, int]],
     team: Team = ALONE,
 ) -> ParametricPotential:
     """The network of a model, made ready for other frames.
@@ -40,6 +41,7 @@ def adapt(
         isolated: frames of a single atom.
         closest: see `dataset.closest_distances`, of these frames.
         forces: see `dataset.largest_forces`, of these frames.
+        counts: see `dataset.neighbor_counts`, of these frames.
         team: the processes among which the frames are shared out.
 
     Raises:
@@ -54,9 +56,14 @@ def adapt(
     largest = dict(forces)
     for z, force in old.settings.largest_forces:
         largest[z] = max(force, largest.get(z, force))
+    extremes = {z: (few, many) for z, few, many in counts}
+    for z, few, many in old.settings.neighbor_counts:
+        low, high = extremes.get(z, (few, many))
+        extremes[z] = min(few, low), max(many, high)
     settings = old.settings._replace(
         closest=tuple((*pair, d) for pair, d in shortest.items()),
         largest_forces=tuple(largest.items()),
+        neighbor_counts=tuple((z, *each) for z, each in extremes.items()),
     )
 
     def build(energies: dict[int, float]) -> ParametricPotential:

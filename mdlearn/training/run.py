@@ -41,6 +41,7 @@ from mdlearn.training.dataset import (
     force_scale,
     frame_sizes,
     largest_forces,
+    neighbor_counts,
     sample,
     select,
     split_frames,
@@ -285,7 +286,8 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     closest = closest_distances(examples, team)
     forces = largest_forces(data.train, team)
     if model:
-        network = adapt(model.network, examples, data.isolated, closest, forces, team)
+        counts = neighbor_counts(examples, team)
+        network = adapt(model.network, examples, data.isolated, closest, forces, counts, team)
         old = _old(model)
         reference = "those of the model, shifted by least squares to fit the frames"
     else:
@@ -414,6 +416,7 @@ def make_network(
         parity=config.parity,
         dipole=data.keys.dipole is not None and config.dipole_weight > 0.0,
         largest_forces=tuple(forces),
+        neighbor_counts=tuple(neighbor_counts(examples, team)),
     )
     return make_potential(tuple(sorted(energies)), energies, settings)
 
