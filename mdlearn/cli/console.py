@@ -64,6 +64,11 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(each, handler)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 epoch, 2 epochs."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def hms(seconds: float) -> str:
     """Seconds as people write them: 42 s, 3:05, 1:02:03."""
     if seconds < 60:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mdlearn.analysis import energy_drift, follow_bonds
 from mdlearn.cli.check import summary, table
-from mdlearn.cli.console import out
+from mdlearn.cli.console import counted, out
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import replica_table
 from mdlearn.config import Config
@@ -65,7 +65,7 @@ def _trajectory(path: Path) -> None:
             return
         formula = Formula.from_list([chemical_symbols[z] for z in trajectory.numbers])
         times = trajectory.times_fs
-        out.print(f"trajectory   {path}: {len(trajectory)} frames of {formula:hill}")
+        out.print(f"trajectory   {path}: {counted(len(trajectory), 'frame')} of {formula:hill}")
         out.print(f"time         {times[0] / 1000:g} to {times[-1] / 1000:g} ps")
         for name in trajectory.observable_names:
             values = trajectory.observable(name)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mdlearn import units
 from mdlearn.analysis import energy_drift, follow_bonds
-from mdlearn.cli.console import err, hms, out
+from mdlearn.cli.console import counted, err, hms, out
 from mdlearn.cli.crash import crash_path, explain
 from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.errors import UnstableError
@@ -249,7 +249,7 @@ def summarize(recorder: Recorder, first: int, last: int, seconds: float) -> None
     out.print(f"steps        {times}{steps} in {hms(seconds)}, {speed}; now at step {last}")
     if n == 1:
         frames = _summarize_single(path)
-        out.print(f"trajectory   {path}, {frames} frames")
+        out.print(f"trajectory   {path}, {counted(frames, 'frame')}")
         return
     out.print(replica_table(path))
     for replica in torch.nonzero(~recorder.running)[:, 0].tolist():

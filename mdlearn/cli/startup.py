@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mdlearn import h5md, units
-from mdlearn.cli.console import err, hms, out
+from mdlearn.cli.console import counted, err, hms, out
 from mdlearn.cli.ensembles import SimulateConfig, highest
 from mdlearn.config import option_names
 from mdlearn.errors import OutputError
@@ -135,7 +135,9 @@ def dry_run(
         f"run          {config.target} steps, {length:g} ps: about {hms(config.target / rate)}"
     )
     size, free = h5md.size(frames, particles), shutil.disk_usage(output.parent).free
-    out.print(f"trajectory   {output}: {frames} frames, {_bytes(size)}; {_bytes(free)} are free")
+    out.print(
+        f"trajectory   {output}: {counted(frames, 'frame')}, {_bytes(size)}; {_bytes(free)} free"
+    )
     out.print(
         f"memory       {_bytes(need)} an atom; about {float(f'{total / need:.1g}'):,.0f} atoms like"
         f" these fit in {_bytes(total)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mdlearn.cli.check import summary
-from mdlearn.cli.console import Line, err, hms, interruptible, out
+from mdlearn.cli.console import Line, counted, err, hms, interruptible, out
 from mdlearn.cli.options import verb
 from mdlearn.training.comparison import digits
 from mdlearn.training.config import TrainConfig
@@ -51,7 +51,8 @@ def run(config: TrainConfig) -> int:
         return 0
     if interruption.received:
         folder = starts[0].folder
-        err.print(f"interrupted after {len(last)} epochs; go on: mdlearn train --resume {folder}")
+        done = counted(len(last), "epoch")
+        err.print(f"interrupted after {done}; go on: mdlearn train --resume {folder}")
     return 128 + interruption.received if interruption.received else 0
 
 
@@ -83,13 +84,17 @@ def _describe(start: Start) -> None:
     err.print(f"cutoff      {network.cutoff} Å: {heard} ({why['cutoff']})")
     if start.old:
         err.print(f"start       the weights of {config.from_}")
-    length = f"{config.epochs} epochs" if config.epochs else f"{config.budget_min:.3g} min"
-    size = f"{config.batch_size} frames" if config.batch_size else f"{config.batch_atoms} atoms"
+    length = counted(config.epochs, "epoch") if config.epochs else f"{config.budget_min:.3g} min"
+    size = (
+        counted(config.batch_size, "frame")
+        if config.batch_size
+        else counted(config.batch_atoms, "atom")
+    )
     err.print(f"batch       {size} per step ({why['batch']})")
     err.print(f"length      {length} ({why['length']})")
     err.print(f"loss        {config.loss}, seed {config.seed}")
     if training.history:
-        err.print(f"resumed     after {len(training.history)} epochs")
+        err.print(f"resumed     after {counted(len(training.history), 'epoch')}")
 
 
 def _progress(epoch: Epoch) -> str:
@@ -109,7 +114,7 @@ def report(result: Result, frames: Path | None) -> None:
         add_errors(table, name, errors)
     out.print(table)
     last = result.history[-1]
-    out.print(f"{last.epoch} epochs in {hms(last.seconds)}; best: epoch {result.epoch}")
+    out.print(f"{counted(last.epoch, 'epoch')} in {hms(last.seconds)}; best: epoch {result.epoch}")
     out.print(f"certificate: {summary(result.certificate)}")
     out.print(f"model in {result.model}")
     out.print(f"next: mdlearn simulate {result.model.parent} {frames}")
