@@ -31,7 +31,7 @@ class Drift(NamedTuple):
 class Bonds(NamedTuple):
     """What became of the bonds of the first frame."""
 
-    count: int
+    number: int
     """How many there are."""
     unbound: tuple[int, ...]
     """Atoms that share none of them, so that nothing can be said of theirs."""
@@ -46,8 +46,8 @@ class Bonds(NamedTuple):
                 f"{a}-{b} broken at frame {self.broken.frame}: {self.broken.distance:.2f} Å apart"
             )
         else:
-            text = f"none of {self.count} broken" if self.count else "none"
-        if self.count and self.unbound:
+            text = f"none of {self.number} broken" if self.number else "none"
+        if self.number and self.unbound:
             more = f" and {len(self.unbound) - 1} more" if len(self.unbound) > 1 else ""
             text += f"; atom {self.unbound[0]}{more} had none at the start"
         return text
@@ -92,6 +92,6 @@ def follow_bonds(trajectory: Trajectory) -> Bonds:
         if len(broken):
             frame, bond = broken[0]
             atoms = (int(i[bond]), int(j[bond]))
-            broken = BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
-            return Bonds(count, unbound, broken)
+            torn = BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
+            return Bonds(count, unbound, torn)
     return Bonds(count, unbound, None)
