@@ -62,8 +62,13 @@ class BrokenBond(NamedTuple):
     """Å, in that frame."""
 
 
-def energy_drift(trajectory: Trajectory) -> Drift:
-    """Least-squares drift of the conserved energy; zero for fewer than three frames."""
+def energy_drift(trajectory: Trajectory) -> Drift | None:
+    """Least-squares drift of the conserved energy; zero for fewer than three frames.
+
+    None where the energy is unknown, as it is to a propagator.
+    """
+    if "conserved_energy" not in trajectory.observable_names:
+        return None
     energy = trajectory.observable("conserved_energy") / len(trajectory.numbers)
     time_ps = trajectory.times_fs / 1000.0
     if len(energy) < 3:

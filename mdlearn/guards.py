@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
-from mdlearn.neighbors import SKIN, Neighbors, pair_vectors
+from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
@@ -56,6 +56,8 @@ class Limits(NamedTuple):
     """(119,) eV/Å by atomic number; infinite where nothing is known."""
     kT: Tensor
     """(n_systems,) eV, the highest of the thermostat; infinite where there is none."""
+    drift: float = LARGEST_DRIFT
+    """eV per atom that the conserved energy may move; infinite where nobody knows it."""
 
 
 class Trip(NamedTuple):
@@ -113,7 +115,7 @@ def shares(state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits
         where there is no number.
     """
     system = state.system
-    drift = _drift(state, conserved).abs() / LARGEST_DRIFT
+    drift = _drift(state, conserved).abs() / (LARGEST_DRIFT if limits is None else limits.drift)
     if limits is None:
         return drift[None]
     squared = pair_vectors(system, neighbors).square().sum(2)  # (n_atoms, K)
@@ -144,16 +146,16 @@ def find_trips(
     return trips
 
 
-def leap(state: State, trial: State, index: int) -> Trip:
-    """The atom of a system that moved further in one step than a neighbor list can follow."""
+def leap(state: State, trial: State, index: int, limit: float) -> Trip:
+    """The atom of a system that moved further in one step than a neighbor list can follow, Å."""
     distance = (trial.system.positions - state.system.positions).norm(dim=1)
     n, _ = _most(state, index, distance)  # of a NaN, if there is one
     value = float(distance[n])
     if math.isfinite(value):
-        text = f"{_name(state, n)} moved {value:.2f} Å in one step (limit {SKIN / 2:.2f} Å)"
+        text = f"{_name(state, n)} moved {value:.2f} Å in one step (limit {limit:.2f} Å)"
     else:
         text = f"{_name(state, n)} has no finite position: the force on it was not a number"
-    return _trip(trial, n, value, SKIN / 2, text)
+    return _trip(trial, n, value, limit, text)
 
 
 def unfamiliar_atom(

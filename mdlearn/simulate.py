@@ -39,9 +39,9 @@ from mdlearn.system import Evaluation, System, sum_by_system
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
 They change the time that a run takes, and not a bit of it."""
-WORN = 0.75 * SKIN / 2
-"""Å. A list is replaced when an atom has moved so far, while it is still good for a step: then
-hardly ever is a step done in vain."""
+WORN = 0.75 / 2
+"""Of the skin. A list is replaced when an atom has moved so far, while it is still good for a step:
+then hardly ever is a step done in vain."""
 FLAT = 1e-6
 """A moment of inertia that is so much smaller than another one is that of a line."""
 CRASH_STEPS = 50
@@ -69,6 +69,8 @@ class Dynamics(NamedTuple):
     """(n_atoms, 1), zero for atoms that are held where they are and one for others."""
     limits: Limits | None = None
     """What the guards hold the run to; None for no guard but that of the conserved energy."""
+    skin: float = SKIN
+    """Å, of the neighbor lists. No atom may move further than half of it in a step."""
 
     def forces(self, neighbors: Neighbors) -> Forces:
         """The potential on one list; atoms that are held feel nothing."""
@@ -89,7 +91,8 @@ class Dynamics(NamedTuple):
 
     def step(self, state: State, neighbors: Neighbors) -> State:
         """The state one time step later."""
-        return self.integrator.step(state, self.forces(neighbors), self.surroundings(state))
+        surroundings = self.surroundings(state)._replace(neighbors=neighbors)
+        return self.integrator.step(state, self.forces(neighbors), surroundings)
 
 
 def bind_forces(potential: Evaluable, neighbors: Neighbors, mobile: Tensor | None) -> Forces:
@@ -161,7 +164,7 @@ def start(dynamics: Dynamics, system: System, momenta: Tensor) -> Snapshot:
     Raises:
         DataError, UnstableError: see `neighbors.build`.
     """
-    neighbors = build(system, dynamics.potential.cutoff, SKIN)
+    neighbors = build(system, dynamics.potential.cutoff, dynamics.skin)
     freedom = degrees_of_freedom(dynamics, system)
     state = dynamics.integrator.init(system, momenta, dynamics.forces(neighbors), freedom)
     return Snapshot(state, neighbors, conserved_energy(state))
@@ -233,7 +236,8 @@ def restore(dynamics: Dynamics, system: System, saved: Mapping[str, NDArray[Any]
 
     # The neighbor list is not saved, only what it was built from.
     reference = system._replace(positions=tensor("reference"), cell=tensor("reference_cell"))
-    neighbors = build(reference, dynamics.potential.cutoff, SKIN, int(saved["capacity"]))
+    capacity = int(saved["capacity"])
+    neighbors = build(reference, dynamics.potential.cutoff, dynamics.skin, capacity)
     system = system._replace(positions=tensor("positions"), cell=tensor("cell"))
     forces = dynamics.forces(neighbors)
     state = dynamics.integrator.init(system, tensor("momenta"), forces, tensor("freedom"))
@@ -273,27 +277,28 @@ def simulate(
     """
     state, neighbors, conserved = snapshot
     older = newer = snapshot
+    cutoff, skin = dynamics.potential.cutoff, dynamics.skin
     moved = moved_since_build(state.system, neighbors)
     longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
         # nowhere else: so the life of a list depends on the trajectory of its system alone, and so
         # do its bits, however the run is cut up and whatever else is in the batch.
-        worn = moved > WORN
+        worn = moved > WORN * skin
         if bool(worn.any()):
-            neighbors = rebuild(neighbors, state.system, worn, dynamics.potential.cutoff, SKIN)
+            neighbors = rebuild(neighbors, state.system, worn, cutoff, skin)
             moved = torch.where(worn, 0.0, moved)
         length = min(pace, every - state.step % every, steps - state.step)
         trial, now, good, share = _run_block(dynamics, state, neighbors, conserved, moved, length)
         pace = min(2 * pace, longest) if good == length else max(good, 1)
         if good == 0:
             first = dynamics.step(state, neighbors)
-            left = ~(moved_since_build(first.system, neighbors) <= SKIN / 2)
+            left = ~(moved_since_build(first.system, neighbors) <= skin / 2)
             lost = torch.nonzero(left & (moved == 0.0)).flatten().tolist()
             if lost:
-                trips = [leap(state, first, index) for index in lost]
+                trips = [leap(state, first, index, skin / 2) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
-            neighbors = rebuild(neighbors, state.system, left, dynamics.potential.cutoff, SKIN)
+            neighbors = rebuild(neighbors, state.system, left, cutoff, skin)
             moved = torch.where(left, 0.0, moved)
             continue
         if good < length:
@@ -331,7 +336,8 @@ def _run_block(
         state = dynamics.step(state, neighbors)
         last, moved = moved, moved_since_build(state.system, neighbors)
         # Zero for NaN too; and once it is, for all steps that follow.
-        going = going * ((last <= WORN) & (moved <= SKIN / 2)).all()
+        good_list = (last <= WORN * dynamics.skin) & (moved <= dynamics.skin / 2)
+        going = going * good_list.all()
         good = good + going
         share = torch.maximum(share, shares(state, neighbors, conserved, dynamics.limits).max())
     steps, largest = torch.stack([good, share]).tolist()

@@ -59,7 +59,7 @@ def explain(
     crash: CrashError, trip: Trip, config: SimulateConfig, dynamics: Dynamics, kept: Path
 ) -> str:
     """Keeps the last steps, and says what happened, why in all likelihood, and what to do."""
-    write_frames(kept, crash.snapshots, trip.system, config.timestep_fs)
+    write_frames(kept, crash.snapshots, trip.system, config)
     first, last = crash.snapshots[0].state.step, crash.snapshots[-1].state.step
     return (
         f"step {trip.step}, {trip.step * config.timestep_fs:g} fs: {trip.text};"
@@ -72,6 +72,11 @@ def _advise(
     crash: CrashError, trip: Trip, config: SimulateConfig, dynamics: Dynamics, kept: Path
 ) -> str:
     """The probable cause, and what to do about it."""
+    if config.integrator == "learned":
+        return (
+            "a propagator is good near what it was trained on, and only for a while: start again"
+            " from a frame of its training, or train one with a shorter --stride or on more frames"
+        )
     batch, dt = crash.snapshots[0].state.system, config.timestep_fs
     chosen = torch.arange(len(batch.charge), device=batch.charge.device) == trip.system
     mobile = None if dynamics.mobile is None else dynamics.mobile[chosen[batch.system]]
@@ -93,14 +98,16 @@ def _advise(
     )
 
 
-def write_frames(path: Path, snapshots: Sequence[Snapshot], index: int, timestep_fs: float) -> None:
+def write_frames(
+    path: Path, snapshots: Sequence[Snapshot], index: int, config: SimulateConfig
+) -> None:
     """Writes one system of several snapshots as extended XYZ."""
     stream = io.StringIO()
-    ase.io.write(stream, [_frame(each, index, timestep_fs) for each in snapshots], format="extxyz")
+    ase.io.write(stream, [_frame(each, index, config) for each in snapshots], format="extxyz")
     write_atomically(path, stream.getvalue().encode())
 
 
-def _frame(snapshot: Snapshot, index: int, timestep_fs: float) -> ase.Atoms:
+def _frame(snapshot: Snapshot, index: int, config: SimulateConfig) -> ase.Atoms:
     state = snapshot.state
     mine = (state.system.system == index).cpu()
     system = split(state.system)[index]
@@ -111,8 +118,10 @@ def _frame(snapshot: Snapshot, index: int, timestep_fs: float) -> ase.Atoms:
         pbc=system.pbc[0].cpu().numpy(),
         masses=system.masses.cpu().numpy(),
         momenta=state.momenta.cpu()[mine].numpy(),
-        info={"step": state.step, "time_fs": state.step * timestep_fs},
+        info={"step": state.step, "time_fs": state.step * config.timestep_fs},
     )
+    if config.integrator == "learned":  # energy and forces are unknown
+        return atoms
     calculator: Any = SinglePointCalculator  # untyped in ASE
     atoms.calc = calculator(
         atoms,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,12 +23,14 @@ from mdlearn.integrators import (
     cell_rescaling,
     csvr,
     langevin,
+    learned,
     martyna_tobias_klein,
     nose_hoover,
     velocity_verlet,
 )
 from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.propagator import Propagator, propagate
 from mdlearn.simulate import Course, Dynamics, piecewise_linear, piecewise_linear_each
 from mdlearn.system import System
 
@@ -97,6 +100,11 @@ class SimulateConfig(Config):
     )
     overwrite: bool = Field(False, description="replace an output that exists")
 
+    integrator: Literal["newton", "learned"] = Field(
+        "newton",
+        description="newton: MODEL is a potential, whose forces move the atoms in the --ensemble;"
+        " learned: MODEL is a propagator of `mdlearn train --propagator`, and a step is its stride",
+    )
     ensemble: Literal["nve", "langevin", "csvr", "nose-hoover", "npt", "npt-flexible", "mtk"] = (
         Field("langevin", description="what is kept constant, and how")
     )
@@ -190,13 +198,28 @@ class SimulateConfig(Config):
 
 
 def make_dynamics(
-    config: SimulateConfig, network: ParametricPotential, potential: Evaluable, system: System
+    config: SimulateConfig,
+    network: ParametricPotential | Propagator,
+    potential: Evaluable,
+    system: System,
 ) -> Dynamics:
     """What a configuration asks for.
 
     Raises:
         UsageError: it asks for what cannot be.
     """
+    if isinstance(network, Propagator):
+        nothing = piecewise_linear([(0, 0.0)], system)
+        return Dynamics(
+            potential,
+            learned(partial(propagate, network)),
+            _course(config.temperature_K, units.kB, config, system),
+            nothing,
+            range(config.seed, config.seed + len(system.charge)),
+            None,
+            _limits(config, network, system),
+            network.skin,
+        )
     if config.ensemble in NPT:
         if not bool(system.pbc.all()):
             raise UsageError(
@@ -219,12 +242,18 @@ def make_dynamics(
     )
 
 
-def _limits(config: SimulateConfig, network: ParametricPotential, system: System) -> Limits:
+def _limits(
+    config: SimulateConfig, network: ParametricPotential | Propagator, system: System
+) -> Limits:
     """What the guards hold the run to: without them, that atoms do not overlap."""
     infinite = torch.full_like(system.charge, torch.inf)
+    hottest = system.charge.new_tensor(highest(config.temperature_K)) * units.kB
+    if isinstance(network, Propagator):
+        limits = make_limits(network.settings.closest, (), hottest.expand_as(infinite))
+        limits = limits if config.guards == "on" else make_limits((), (), infinite)
+        return limits._replace(drift=torch.inf)
     if config.guards == "off":
         return make_limits((), (), infinite)
-    hottest = system.charge.new_tensor(highest(config.temperature_K)) * units.kB
     kT = infinite if config.ensemble == "nve" else hottest.expand_as(infinite)
     return make_limits(network.settings.closest, network.settings.largest_forces, kT)
 

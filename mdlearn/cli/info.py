@@ -16,7 +16,13 @@ from mdlearn.cli.options import verb
 from mdlearn.cli.recording import replica_table
 from mdlearn.config import Config
 from mdlearn.errors import DataError
-from mdlearn.potentials.checkpoint import load_model
+from mdlearn.potentials.checkpoint import (
+    Model,
+    PropagatorModel,
+    kind_of,
+    load_model,
+    load_propagator,
+)
 from mdlearn.trajectory import Trajectory
 
 
@@ -32,7 +38,10 @@ def run(config: InfoConfig) -> int:
     if not path.exists():
         raise DataError(f"{path}: no such file; expected a model, a run folder or a trajectory")
     if path.is_dir() or path.suffix == ".safetensors":
-        _model(path)
+        if kind_of(path) == "propagator":
+            _propagator(path)
+        else:
+            _model(path)
     else:
         _trajectory(path)
     return 0
@@ -40,22 +49,29 @@ def run(config: InfoConfig) -> int:
 
 def _model(path: Path) -> None:
     model = load_model(path)
-    network = model.network
-    weights = sum(each.numel() for each in network.parameters())
-    elements = ", ".join(chemical_symbols[z] for z in network.species)
-    out.print(f"model        {model.path}; reproduces its golden structures")
-    out.print(
-        f"network      {network.settings.architecture}, {weights:,} weights, cutoff"
-        f" {network.cutoff} Å"
-    )
-    out.print(f"elements     {elements}")
-    for name, value in model.provenance.items():
-        out.print(f"{name.replace('_', ' '):<12} {json.dumps(value, ensure_ascii=False)}")
+    _describe(model, model.network.settings.architecture)
     if model.certificate is None:
         out.print("certificate  none; training did not end, or is older: see mdlearn check")
         return
     out.print(f"certificate  {summary(model.certificate)}")
     out.print(table(model.certificate))
+
+
+def _propagator(path: Path) -> None:
+    model = load_propagator(path)
+    _describe(model, f"propagator over {model.network.settings.stride_fs:g} fs")
+
+
+def _describe(model: Model | PropagatorModel, what: str) -> None:
+    """What all kinds of models have."""
+    network = model.network
+    weights = sum(each.numel() for each in network.parameters())
+    elements = ", ".join(chemical_symbols[z] for z in network.species)
+    out.print(f"model        {model.path}; reproduces its golden structures")
+    out.print(f"network      {what}, {weights:,} weights, cutoff {network.cutoff} Å")
+    out.print(f"elements     {elements}")
+    for name, value in model.provenance.items():
+        out.print(f"{name.replace('_', ' '):<12} {json.dumps(value, ensure_ascii=False)}")
 
 
 def _trajectory(path: Path) -> None:
@@ -74,7 +90,8 @@ def _trajectory(path: Path) -> None:
                 f"{name.replace('_', ' '):<17} {values.mean():.6g} ± {values.std():.3g} {unit}"
             )
         drift = energy_drift(trajectory)
-        out.print(f"drift        {1000 * drift.slope:+.4f} meV/atom/ps")
+        if drift is not None:
+            out.print(f"drift        {1000 * drift.slope:+.4f} meV/atom/ps")
         out.print(f"bonds        {follow_bonds(trajectory)}")
         for key, value in trajectory.provenance.items():
             out.print(f"{key:<12} {value}")

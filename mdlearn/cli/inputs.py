@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import ase
 
@@ -15,7 +16,10 @@ from mdlearn.potentials.checkpoint import Model
 from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.frozen import disagreement, freeze
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.propagator import Propagator
 from mdlearn.system import System, concatenate
+
+Network = TypeVar("Network", bound=ParametricPotential | Propagator)
 
 
 def choose_structures(path: Path, frame: str) -> list[ase.Atoms]:
@@ -43,8 +47,8 @@ def choose_structures(path: Path, frame: str) -> list[ase.Atoms]:
 
 
 def place(
-    model: Model, structures: Sequence[ase.Atoms], name: Path, device: str
-) -> tuple[ParametricPotential, System]:
+    network: Network, structures: Sequence[ase.Atoms], name: Path, device: str
+) -> tuple[Network, System]:
     """Network and batch on the device that was asked for, if they belong together.
 
     Raises:
@@ -55,9 +59,10 @@ def place(
     for index, system in enumerate(systems):
         called = f"{name}, structure {index}" if len(systems) > 1 else str(name)
         check_geometry(system, called)
-        require_species(model.network.species, system, called)
+        require_species(network.species, system, called)
     batch = concatenate(systems)
-    return model.network.to(where), System(*(each.to(where) for each in batch))
+    network.to(where)  # a module moves in place
+    return network, System(*(each.to(where) for each in batch))
 
 
 def fastest(model: Model, network: ParametricPotential) -> Evaluable:

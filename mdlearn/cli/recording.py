@@ -25,20 +25,19 @@ from mdlearn.h5md import Particles
 from mdlearn.integrators import State, conserved_energy, kinetic_energy, pressure
 from mdlearn.potentials.evaluate import evaluate_multipoles
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.propagator import Propagator
 from mdlearn.replicas import Saved, merge
 from mdlearn.simulate import CrashError, Dynamics, Snapshot, save
 from mdlearn.system import System, sum_by_system, volume
 from mdlearn.trajectory import Trajectory
 from mdlearn.writer import TrajectoryWriter
 
-OBSERVABLES = {
-    "potential_energy": "eV",
-    "kinetic_energy": "eV",
-    "conserved_energy": "eV",
-    "temperature": "K",
-}
-PERIODIC = {"pressure": "GPa", "volume": "Angstrom3"}
-"""Of systems with a volume."""
+MOTION = {"kinetic_energy": "eV", "temperature": "K"}
+ENERGY = {"potential_energy": "eV", "conserved_energy": "eV"}
+"""Of models that know it."""
+VOLUME = {"volume": "Angstrom3"}
+PRESSURE = {"pressure": "GPa"}
+"""Of systems with a volume, and of models that know it."""
 DIPOLE = {"dipole_x": "e Angstrom", "dipole_y": "e Angstrom", "dipole_z": "e Angstrom"}
 """Of models that were trained on dipoles; about the origin, atoms not wrapped."""
 LONGEST_REASON = 800
@@ -46,19 +45,27 @@ LONGEST_REASON = 800
 
 
 def particles_of(
-    potential: ParametricPotential, structures: Sequence[ase.Atoms]
+    network: ParametricPotential | Propagator, structures: Sequence[ase.Atoms]
 ) -> list[Particles]:
     """What a trajectory is to hold of each replica."""
-    dipole = DIPOLE if potential.settings.dipole else {}
     return [
         Particles(
             atoms.numbers,
             atoms.get_masses(),
             atoms.pbc,
-            OBSERVABLES | (PERIODIC if atoms.pbc.all() else {}) | dipole,
+            observables_of(network, periodic=bool(atoms.pbc.all())),
         )
         for atoms in structures
     ]
+
+
+def observables_of(network: ParametricPotential | Propagator, *, periodic: bool) -> dict[str, str]:
+    """The numbers that are known of a system, and their units; a propagator knows no energy."""
+    space = VOLUME if periodic else {}
+    if isinstance(network, Propagator):
+        return MOTION | space
+    known = MOTION | ENERGY | space | (PRESSURE if periodic else {})
+    return known | (DIPOLE if network.settings.dipole else {})
 
 
 def blank_record(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
@@ -80,7 +87,7 @@ class Recorder:
     def __init__(
         self,
         config: SimulateConfig,
-        potential: ParametricPotential,
+        network: ParametricPotential | Propagator,
         writer: TrajectoryWriter,
         system: System,
         record: Saved,
@@ -89,13 +96,13 @@ class Recorder:
 
         Args:
             config: of the run.
-            potential: of the run.
+            network: of the run.
             writer: of its trajectory.
             system: all replicas, also those that have stopped.
             record: as `blank_record` gives it, or as the trajectory has it.
         """
         self.config, self.writer = config, writer
-        self._potential, self._system = potential, system
+        self._network, self._system = network, system
         self._saved = {name: array for name, array in record.items() if name != "stopped"}
         self._stopped = record.get("stopped")
         self._warned = False
@@ -110,8 +117,11 @@ class Recorder:
         state = snapshot.state
         sizes = torch.bincount(state.system.system).tolist()
         velocities = state.momenta / state.system.masses[:, None]
-        arrays = (state.system.positions, velocities, state.evaluation.forces)
-        positions, velocities_of, forces = (
+        forces = state.evaluation.forces
+        if isinstance(self._network, Propagator):
+            forces = torch.full_like(forces, torch.nan)  # there are none
+        arrays = (state.system.positions, velocities, forces)
+        positions, velocities_of, forces_of = (
             np.split(each.cpu().numpy(), np.cumsum(sizes)[:-1]) for each in arrays
         )
         cells = state.system.cell.cpu().numpy()
@@ -122,7 +132,7 @@ class Recorder:
                 time_fs=state.step * self.config.timestep_fs,
                 positions=positions[index],
                 velocities=velocities_of[index],
-                forces=forces[index],
+                forces=forces_of[index],
                 cell=cells[index],
                 observables=observables[index],
                 replica=replica,
@@ -139,21 +149,16 @@ class Recorder:
             "pressure": pressure(state) / units.GPa,
             "volume": volume(state.system),
         }
-        if self._potential.settings.dipole:
+        network = self._network
+        if not isinstance(network, Propagator) and network.settings.dipole:
             with torch.no_grad():
-                moments = evaluate_multipoles(
-                    self._potential, state.system, snapshot.neighbors
-                ).dipole
+                moments = evaluate_multipoles(network, state.system, snapshot.neighbors).dipole
             values |= dict(zip(DIPOLE, moments.unbind(1), strict=True))
         columns = {name: value.tolist() for name, value in values.items()}
         periodic = state.system.pbc.all(1).tolist()
         return [
-            {
-                name: column[index]
-                for name, column in columns.items()
-                if periodic[index] or name not in PERIODIC
-            }
-            for index in range(len(periodic))
+            {name: columns[name][index] for name in observables_of(network, periodic=each)}
+            for index, each in enumerate(periodic)
         ]
 
     def commit(self, snapshot: Snapshot) -> None:
@@ -207,10 +212,12 @@ class Recorder:
             element = chemical_symbols[int(state.system.numbers[lonely[0]])]
             running = torch.nonzero(self.running).flatten().tolist()
             which = "" if self._stopped is None else f"replica {running[index]}, "
+            what = "the model gives it no force and the energy of an isolated atom"
+            if isinstance(self._network, Propagator):
+                what = "it flies freely"
             err.print(
                 f"warning     step {state.step}: {which}atom {atom} ({element}) has no neighbor"
-                f" within {float(neighbors.reach):g} Å; the model gives it no force and the energy"
-                " of an isolated atom"
+                f" within {float(neighbors.reach):g} Å; {what}"
             )
 
 
@@ -224,13 +231,14 @@ def progress(config: SimulateConfig, snapshot: Snapshot, steps_per_s: float) -> 
     state, n = snapshot.state, len(snapshot.conserved)
     n_atoms = sum_by_system(torch.ones_like(state.system.masses), state.system)
     drift = ((conserved_energy(state) - snapshot.conserved) / n_atoms).tolist()
+    energy = f" energy {1000 * max(drift, key=abs):+.3f} meV/atom |"
     done = state.step * config.timestep_fs
     left = hms((config.target - state.step) / steps_per_s)
     return (
         f"{done / 1000:.2f} of {config.target * config.timestep_fs / 1000:.2f} ps |"
         f" {'' if n == 1 else f'{n} × '}{ns_per_day(config, steps_per_s):.2f} ns/day |"
         f" {float(temperature(state).mean()):.0f} K |"
-        f" energy {1000 * max(drift, key=abs):+.3f} meV/atom | {left} left"
+        f"{energy if config.integrator == 'newton' else ''} {left} left"
     )
 
 
@@ -269,10 +277,13 @@ def _summarize_single(path: Path) -> int:
         f"temperature  {np.mean(temperatures):.1f} ± {np.std(temperatures):.1f} K (mean,"
         " fluctuation)"
     )
-    out.print(
-        f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
-        f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
-    )
+    if drift is None:
+        out.print("energy       unknown to a propagator")
+    else:
+        out.print(
+            f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
+            f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
+        )
     out.print(f"bonds        {bonds}")
     return frames
 
@@ -290,13 +301,13 @@ def replica_table(path: Path) -> Table:
     for replica in range(count):
         with Trajectory(path, replica) as trajectory:
             temperatures = trajectory.observable("temperature")
-            bonds = follow_bonds(trajectory)
+            drift, bonds = energy_drift(trajectory), follow_bonds(trajectory)
             rows.add_row(
                 str(replica),
                 str(len(trajectory)),
                 str(trajectory.steps[-1]),
                 f"{np.mean(temperatures):.1f} ± {np.std(temperatures):.1f}",
-                f"{1000 * energy_drift(trajectory).slope:+.4f}",
+                "unknown" if drift is None else f"{1000 * drift.slope:+.4f}",
                 str(bonds),
                 "stopped" if trajectory.stopped else "",
             )

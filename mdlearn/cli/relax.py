@@ -74,7 +74,7 @@ def run(config: RelaxConfig) -> int:
     refuse_existing(output, overwrite=config.overwrite)
     model = load_model(config.model, PRECISIONS[config.precision])
     (atoms,) = choose_structures(config.structure, str(config.frame))
-    network, system = place(model, [atoms], config.structure, config.device)
+    network, system = place(model.network, [atoms], config.structure, config.device)
     potential = fastest(model, network)
     if config.cell == "none" and config.pressure_GPa:
         raise UsageError("--pressure: acts on the cell only; choose --cell isotropic or full")

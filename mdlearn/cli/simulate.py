@@ -40,6 +40,7 @@ from mdlearn.cli.startup import (
     relaxed,
     require_space,
     warn_of_surroundings,
+    with_stride,
     with_timestep,
 )
 from mdlearn.config import resolve
@@ -48,7 +49,9 @@ from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.h5md import Particles
 from mdlearn.neighbors import SKIN, build
-from mdlearn.potentials.checkpoint import Model, load_model
+from mdlearn.potentials.checkpoint import Model, PropagatorModel, load_model, load_propagator
+from mdlearn.potentials.evaluate import Evaluable
+from mdlearn.potentials.propagator import NoEnergy, Propagator
 from mdlearn.replicas import choose, keep, narrow
 from mdlearn.simulate import (
     Dynamics,
@@ -104,7 +107,7 @@ class Beginning(NamedTuple):
 
     config: SimulateConfig
     """With everything settled that the options left open."""
-    model: Model
+    model: Model | PropagatorModel
     particles: list[Particles]
     dynamics: Dynamics
     snapshot: Snapshot
@@ -120,18 +123,21 @@ def _begin(config: SimulateConfig) -> Beginning:
         )
     output = config.output or Path(f"{config.structure.name.split('.')[0]}-traj.h5")
     refuse_existing(output, overwrite=config.overwrite)
-    model = load_model(config.model, PRECISIONS[config.precision])
+    model = _load(config)
     structures = choose_structures(config.structure, config.frame)
     n_replicas = count_replicas(config, len(structures))
-    network, system = place(model, structures, config.structure, config.device)
-    potential = fastest(model, network)
+    network, system = place(model.network, structures, config.structure, config.device)
+    potential = _potential(model)
     choose_threads(build(system, network.cutoff, SKIN).j.numel())
-    warn_of_surroundings(network, system)
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
-    if config.relax:
-        system = relaxed(potential, system, mobile)
-    config = with_timestep(config, potential, system, mobile)
+    if isinstance(network, Propagator):
+        config = with_stride(config, network, structures)
+    else:
+        warn_of_surroundings(network, system)
+        if config.relax:
+            system = relaxed(potential, system, mobile)
+        config = with_timestep(config, potential, system, mobile)
     config = config.model_copy(
         update={
             "output": output,
@@ -160,6 +166,25 @@ def _begin(config: SimulateConfig) -> Beginning:
     snapshot = start(dynamics, system, momenta)
     refuse_start(config, dynamics, snapshot)
     return Beginning(config, model, particles_of(network, structures), dynamics, snapshot)
+
+
+def _load(config: SimulateConfig) -> Model | PropagatorModel:
+    """What is to move the atoms.
+
+    Raises:
+        ModelError: see `load_model` and `load_propagator`; or it is the other of the two.
+    """
+    assert config.model is not None
+    load = load_propagator if config.integrator == "learned" else load_model
+    return load(config.model, PRECISIONS[config.precision])
+
+
+def _potential(model: Model | PropagatorModel) -> Evaluable:
+    """What is evaluated; nothing is known of the energy of what a propagator moves."""
+    network = model.network
+    if isinstance(model, PropagatorModel):
+        return NoEnergy(network.species, network.cutoff)
+    return fastest(model, model.network)
 
 
 def _prepare(config: SimulateConfig) -> Setup:
@@ -213,20 +238,20 @@ def _resume(wanted: SimulateConfig) -> Setup:
         }
     )
     assert config.model is not None
-    model = load_model(config.model, PRECISIONS[config.precision])
+    model = _load(config)
     if sha256(model.path) != model_sha256:
         raise ModelError(
             f"{model.path}: not the model that {wanted.resume} was made with (its hash differs);"
             " put that one back, or start a new trajectory"
         )
-    network, system = place(model, structures, wanted.resume, config.device)
+    network, system = place(model.network, structures, wanted.resume, config.device)
     running = running_of(restart.get("stopped"), system)
     if not bool(running.any()):
         raise UnstableError(
             f"{wanted.resume}: all replicas have stopped, see mdlearn info {wanted.resume}; start a"
             " new run with another --timestep, structure or model"
         )
-    potential = fastest(model, network)
+    potential = _potential(model)
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
     snapshot = restore(dynamics, select(system, running), saved)
@@ -310,7 +335,9 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             recorder.commit(latest)
 
 
-def _provenance(config: SimulateConfig, model: Model) -> dict[str, str | int | float]:
+def _provenance(
+    config: SimulateConfig, model: Model | PropagatorModel
+) -> dict[str, str | int | float]:
     return {
         "configuration": config.model_dump_json(by_alias=True, exclude_none=True),
         "model_sha256": sha256(model.path),
@@ -359,6 +386,7 @@ command = verb(
       mdlearn simulate ethanol-run start.xyz --relax --timestep auto --time 1ns --dry-run
       mdlearn simulate ethanol-run start.xyz --temperature 280,300,320 --output ladder.h5
       mdlearn simulate ethanol-run start.xyz --replicas 64 --time 1ns
+      mdlearn simulate ethanol-4fs nve.h5 --integrator learned --time 10ps --output out.h5
       mdlearn simulate --resume nve.h5 --extend 100ps --max-time 23h
     """,
 )

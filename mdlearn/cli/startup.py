@@ -8,18 +8,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import ase
 import torch
 
 from mdlearn import h5md, units
 from mdlearn.cli.console import counted, err, hms, out
 from mdlearn.cli.ensembles import SimulateConfig, highest
 from mdlearn.config import option_names
-from mdlearn.errors import OutputError
+from mdlearn.errors import OutputError, UsageError
 from mdlearn.guards import unfamiliar_atom
 from mdlearn.minimize import minimize
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.propagator import Propagator
 from mdlearn.simulate import Dynamics, Snapshot, simulate
 from mdlearn.system import System
 from mdlearn.timestep import PROBE_STEPS, STEPS_PER_PERIOD, choose_timestep
@@ -43,6 +45,18 @@ SUFFIXES = {
     "_s": "s",
 }
 """How names of quantities end, and their units."""
+OF_NEWTON = {
+    "ensemble",
+    "timestep",
+    "pressure_GPa",
+    "friction_per_ps",
+    "thermostat_time_fs",
+    "barostat_time_fs",
+    "compressibility_per_GPa",
+    "fix",
+    "relax",
+}
+"""Options that mean nothing where a propagator moves the atoms."""
 
 
 def relaxed(potential: Evaluable, system: System, mobile: torch.Tensor | None) -> System:
@@ -97,6 +111,35 @@ def with_timestep(
     return config.model_copy(update={"timestep": chosen.timestep_fs})
 
 
+def with_stride(
+    config: SimulateConfig, propagator: Propagator, structures: Sequence[ase.Atoms]
+) -> SimulateConfig:
+    """The configuration of a run with a propagator: its step is the stride, its energy constant.
+
+    Raises:
+        UsageError: it asks for what only equations of motion can do.
+    """
+    stride_fs = propagator.settings.stride_fs
+    if given := config.model_fields_set & OF_NEWTON:
+        name = min(given)
+        typed = (SimulateConfig.model_fields[name].alias or name).replace("_", "-")
+        raise UsageError(
+            f"--{typed}: means nothing with --integrator learned, where each step is the stride of"
+            f" the propagator ({stride_fs:g} fs) without thermostat and forces; leave it out"
+        )
+    if ":" in config.temperature_K:
+        raise UsageError(
+            f"--temperature {config.temperature_K}: with --integrator learned there is no"
+            " thermostat, and a temperature can only be that of the first velocities; give one"
+        )
+    if any(atoms.constraints for atoms in structures):
+        raise UsageError(
+            f"{config.structure}: holds atoms where they are, which a propagator cannot; remove the"
+            " constraints"
+        )
+    return config.model_copy(update={"timestep": stride_fs, "ensemble": "nve"})
+
+
 def require_space(path: Path, frames: int, particles: Sequence[h5md.Particles]) -> None:
     """Raises OutputError if the disk has no room for so many frames."""
     needed, free = h5md.size(frames, particles), shutil.disk_usage(path.parent).free
@@ -119,8 +162,6 @@ def dry_run(
     n_atoms = len(system.numbers)
     frames = config.target // config.every + 1
     output = config.output or Path()
-    need = _memory_per_atom(dynamics, first)
-    total = _memory(system.positions.device)
     for typed, name in option_names(SimulateConfig).items():
         value = getattr(config, name)
         if value is not None and name != "dry_run":
@@ -138,10 +179,13 @@ def dry_run(
     out.print(
         f"trajectory   {output}: {counted(frames, 'frame')}, {_bytes(size)}; {_bytes(free)} free"
     )
-    out.print(
-        f"memory       {_bytes(need)} an atom; about {float(f'{total / need:.1g}'):,.0f} atoms like"
-        f" these fit in {_bytes(total)}"
-    )
+    if config.integrator == "newton":
+        need, total = _memory_per_atom(dynamics, first), _memory(system.positions.device)
+        atoms = float(f"{total / need:.1g}")
+        out.print(
+            f"memory       {_bytes(need)} an atom; about {atoms:,.0f} atoms like these fit in"
+            f" {_bytes(total)}"
+        )
     out.print("nothing was written")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from mdlearn.cli import propagator
 from mdlearn.cli.check import summary
 from mdlearn.cli.console import Line, counted, err, hms, interruptible, out
 from mdlearn.cli.options import verb
@@ -19,6 +20,8 @@ from mdlearn.training.run import Result, Start, Watcher, train
 
 def run(config: TrainConfig) -> int:
     """Trains, and says what came of it."""
+    if config.propagator:
+        return propagator.run(config)
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: the first process speaks for all
         out.quiet = err.quiet = True
     starts: list[Start] = []
@@ -152,11 +155,15 @@ command = verb(
     configuration (config.toml) and the metrics of every epoch (metrics.csv). A training that was
     stopped, by Ctrl-C, a signal or a power cut, goes on with --resume as if nothing had happened.
 
+    With --propagator, train on a trajectory of `mdlearn simulate` instead: a network that takes
+    atoms over a whole --stride (fs) of time at once, without forces, and for a while.
+
     \b
     Example:
       mdlearn train ethanol.xyz --budget 10min --output ethanol-run
       mdlearn train --resume ethanol-run
       mdlearn train my-frames.xyz --from ethanol-run --freeze products.0
+      mdlearn train --propagator nve.h5 --stride 4fs --budget 5min --output ethanol-4fs
       torchrun --nproc-per-node 2 -m mdlearn train ethanol.xyz
     """,
 )

@@ -13,6 +13,7 @@ from mdlearn.integrators.integrator import (
     pressure_tensor,
 )
 from mdlearn.integrators.langevin import langevin
+from mdlearn.integrators.learned import learned
 from mdlearn.integrators.martyna_tobias_klein import martyna_tobias_klein
 from mdlearn.integrators.nose_hoover import nose_hoover
 from mdlearn.integrators.velocity_verlet import velocity_verlet
@@ -27,6 +28,7 @@ __all__ = [
     "csvr",
     "kinetic_energy",
     "langevin",
+    "learned",
     "martyna_tobias_klein",
     "nose_hoover",
     "pressure",

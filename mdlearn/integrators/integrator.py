@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdlearn.neighbors import Neighbors
 from mdlearn.system import Evaluation, System, sum_by_system, volume
 
 Forces = Callable[[System], Evaluation]
@@ -41,6 +42,8 @@ class Surroundings(NamedTuple):
     """(n_systems,) eV."""
     pressure: Tensor
     """(n_systems,) eV/Å³."""
+    neighbors: Neighbors | None = None
+    """The pairs of the state that a step starts from, for one that asks for more than forces."""
 
 
 class Integrator(NamedTuple):

@@ -73,13 +73,78 @@ class EGNN(Network):
         return Representation(torch.cat([h - start, square], 1), shift[:, :, None])
 
 
-class Layer(nn.Module):
-    """One equivariant graph convolutional layer, with or without velocities.
+class MessagePassing(nn.Module):
+    """What layers have in common, however they move the atoms: the networks, and these equations.
 
     m_ij = φ_e(h_i, h_j, |x_i - x_j|², a_ij)                    (3)
-    x_i' = x_i + C sum_j (x_i - x_j) φ_x(m_ij)                  (4)
     m_i  = sum_j m_ij                                           (5)
     h_i' = φ_h(h_i, m_i)                                        (6)
+    """
+
+    def __init__(
+        self, features: int, radial: int, attributes: int, cutoff: float, average_neighbors: float
+    ) -> None:
+        """Builds φ_e, φ_x and φ_h with random weights.
+
+        Args:
+            features: F, width of the features of atoms and of messages.
+            radial: Gaussians that a distance is expanded in.
+            attributes: numbers that are known of each pair besides these.
+            cutoff: Å, where the last Gaussian stands.
+            average_neighbors: (5) is divided by the square root of it.
+        """
+        super().__init__()
+        self.basis = GaussianBasis(radial, cutoff)
+        # The first layer of φ_e, in parts, so that what an atom says is computed once.
+        self.own = nn.Linear(features, features)
+        self.other = nn.Linear(features, features, bias=False)
+        self.pair = nn.Linear(radial + attributes, features, bias=False)
+        # At any distance few Gaussians differ from zero; torch's weights count on all inputs.
+        nn.init.normal_(self.pair.weight, std=0.5)
+        self.message = nn.Linear(features, features)
+        self.push = _to_one_number(features)  # φ_x
+        self.response = Response(features, features)  # φ_h
+        self.out = nn.Linear(features, features, bias=False)
+        self.average_neighbors = average_neighbors
+
+    def messages(self, h: Tensor, known: Tensor, neighbors: Neighbors) -> Tensor:
+        """What each atom hears from each neighbor.
+
+        Args:
+            h: (n_atoms, F).
+            known: (n_atoms, K, radial + attributes), of the pairs.
+            neighbors: the pairs.
+
+        Returns:
+            (n_atoms, K, F).
+        """
+        hidden = silu((self.own(h)[:, None] + gather(self.other(h), neighbors)) * self.pair(known))
+        messages: Tensor = silu(self.message(hidden))
+        return messages
+
+    def update(self, h: Tensor, start: Tensor, messages: Tensor, smooth: Tensor) -> Tensor:
+        """The next features.
+
+        Args:
+            h: (n_atoms, F).
+            start: (n_atoms, F), the features that the elements start from.
+            messages: (n_atoms, K, F).
+            smooth: (n_atoms, K, 1), by how much a pair counts; zero from the cutoff on.
+
+        Returns:
+            (n_atoms, F).
+        """
+        heard = (messages * smooth).sum(1) * self.average_neighbors**-0.5
+        updated: Tensor = h + self.out(self.response(h, heard, start))
+        return updated
+
+
+class Layer(MessagePassing):
+    """One equivariant graph convolutional layer, with or without velocities.
+
+    What `MessagePassing` says, and
+
+    x_i' = x_i + C sum_j (x_i - x_j) φ_x(m_ij)                  (4)
 
     and with velocities, in place of (4),
 
@@ -99,27 +164,15 @@ class Layer(nn.Module):
         """Builds a layer with random weights.
 
         Args:
-            features: F, width of the features of atoms and of messages.
-            radial: Gaussians that a distance is expanded in.
-            attributes: numbers that are known of each pair.
-            cutoff: Å, where the last Gaussian stands.
+            features: see `MessagePassing`.
+            radial: see `MessagePassing`.
+            attributes: see `MessagePassing`.
+            cutoff: see `MessagePassing`.
             average_neighbors: one over C.
             velocities: whether atoms have velocities.
         """
-        super().__init__()
-        self.basis = GaussianBasis(radial, cutoff)
-        # The first layer of φ_e, in parts, so that what an atom says is computed once.
-        self.own = nn.Linear(features, features)
-        self.other = nn.Linear(features, features, bias=False)
-        self.pair = nn.Linear(radial + attributes, features, bias=False)
-        # At any distance few Gaussians differ from zero; torch's weights count on all inputs.
-        nn.init.normal_(self.pair.weight, std=0.5)
-        self.message = nn.Linear(features, features)
-        self.push = _to_one_number(features)  # φ_x
+        super().__init__(features, radial, attributes, cutoff, average_neighbors)
         self.keep = _to_one_number(features) if velocities else None  # φ_v
-        self.response = Response(features, features)  # φ_h
-        self.out = nn.Linear(features, features, bias=False)
-        self.average_neighbors = average_neighbors
 
     def forward(
         self,
@@ -145,15 +198,13 @@ class Layer(nn.Module):
         Returns:
             (n_atoms, F), and (n_atoms, 3) x' - x, which is the next velocity where there are any.
         """
-        pair = self.pair(torch.cat([self.basis(distances(r)), attributes], -1))
-        hidden = silu((self.own(h)[:, None] + gather(self.other(h), neighbors)) * pair)
-        messages = silu(self.message(hidden))  # (n_atoms, K, F)
+        known = torch.cat([self.basis(distances(r)), attributes], -1)
+        messages = self.messages(h, known, neighbors)  # (n_atoms, K, F)
         # x_i - x_j is -r.
         move = -(self.push(messages) * smooth * r).sum(1) / self.average_neighbors
         if self.keep is not None:
             move = move + self.keep(h) * velocity
-        heard = (messages * smooth).sum(1) * self.average_neighbors**-0.5
-        return h + self.out(self.response(h, heard, start)), move
+        return self.update(h, start, messages, smooth), move
 
 
 def _to_one_number(features: int) -> nn.Sequential:

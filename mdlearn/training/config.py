@@ -29,6 +29,33 @@ MODELS = (
 """The names of `potentials.architectures`, without the weight of importing them."""
 WITHOUT_PARAMETERS = {"zbl"}
 """Those that only make sense as a part of a sum."""
+Femtoseconds = Annotated[
+    float,
+    BeforeValidator(lambda text: parse_duration(text, {"fs": 1.0})),
+]
+LONGEST_STRIDE_FS = 20.0
+FOR_PROPAGATORS = {
+    "propagator",
+    "stride_fs",
+    "output",
+    "overwrite",
+    "valid_fraction",
+    "size",
+    "cutoff_A",
+    "features",
+    "interactions",
+    "radial",
+    "budget_min",
+    "epochs",
+    "batch_atoms",
+    "batch_size",
+    "learning_rate",
+    "ema",
+    "seed",
+    "device",
+    "precision",
+}
+"""Options that mean something for a propagator, too."""
 ATOMS_PER_BATCH = 110
 """About so many see enough of the surface for a step, and not more than is worth one."""
 
@@ -52,6 +79,19 @@ class TrainConfig(Config):
 
     frames: Path | None = Field(
         None, description="labelled structures: extended XYZ or anything ASE reads"
+    )
+    propagator: Path | None = Field(
+        None,
+        description="instead of FRAMES, a trajectory of `mdlearn simulate`: train a network that"
+        " takes its atoms over --stride at once",
+    )
+    stride_fs: Femtoseconds | None = Field(
+        None,
+        gt=0,
+        le=LONGEST_STRIDE_FS,
+        alias="stride",
+        description="time that a propagator takes atoms over, as in 4fs: a multiple of what is"
+        f" between two frames, {LONGEST_STRIDE_FS:g} fs at most",
     )
     resume: Path | None = Field(
         None, description="go on with the training in this run folder, to the same end"
@@ -157,9 +197,19 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
+        given = self.model_fields_set
+        if self.propagator:
+            if self.stride_fs is None:
+                raise ValueError("--propagator: expected --stride as well, as in --stride 4fs")
+            if others := given - FOR_PROPAGATORS:
+                name = min(others)
+                found = "FRAMES" if name == "frames" else f"--{_typed(name)}"
+                raise ValueError(f"{found}: means nothing with --propagator; leave it out")
+            return self
+        if self.stride_fs:
+            raise ValueError("--stride: only with --propagator TRAJECTORY")
         if self.frames is None and self.resume is None:
             raise ValueError("expected FRAMES, as in: mdlearn train ethanol.xyz --budget 10min")
-        given = self.model_fields_set
         if self.resume and (others := given - {"resume", "device", "auto_batch", "overwrite"}):
             raise ValueError(
                 f"--{_typed(min(others))}: a resumed training keeps its settings; only --device and"

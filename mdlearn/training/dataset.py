@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ USUAL_CUTOFF = 5.0
 """Å. Holds a molecule of ten atoms, 50 neighbors in water, and 26 to 54 in most metals."""
 MOST_NEIGHBORS = 70
 """More cost more than they teach; the densest organic crystals have 68 within 5 Å."""
+
+
+class Placed(Protocol):
+    """What has neighbors: an example, or a stride of a propagator."""
+
+    @property
+    def system(self) -> System:
+        """One system, or a batch."""
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """Its pairs."""
 
 
 class Example(NamedTuple):
@@ -298,7 +310,7 @@ def sample(items: Sequence[Item], team: Team = ALONE) -> Sequence[Item]:
     return team.share(items[::stride] if stride > 1 else items)
 
 
-def average_neighbors(examples: Sequence[Example], team: Team = ALONE) -> float:
+def average_neighbors(examples: Sequence[Placed], team: Team = ALONE) -> float:
     """Neighbors per atom within the cutoff, averaged over all atoms; at least one."""
     sums = torch.zeros(2, dtype=torch.float64)  # of pairs, of atoms
     for each in sample(examples, team):
@@ -308,7 +320,7 @@ def average_neighbors(examples: Sequence[Example], team: Team = ALONE) -> float:
     return max(1.0, float(mean))
 
 
-def neighbor_counts(examples: Sequence[Example], team: Team = ALONE) -> list[tuple[int, int, int]]:
+def neighbor_counts(examples: Sequence[Placed], team: Team = ALONE) -> list[tuple[int, int, int]]:
     """The fewest and the most neighbors of an atom of each element, within the cutoff."""
     lowest = torch.full((2, HEAVIEST + 1), torch.inf, dtype=torch.float64)  # of counts, of minus
     for each in sample(examples, team):
@@ -320,7 +332,7 @@ def neighbor_counts(examples: Sequence[Example], team: Team = ALONE) -> list[tup
     return [(z, int(lowest[0, z]), -int(lowest[1, z])) for z in found]
 
 
-def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
+def choose_cutoff(examples: Sequence[Placed], team: Team = ALONE) -> Cutoff:
     """How far atoms should see: `USUAL_CUTOFF`, and in loose or dense solids what suits these.
 
     In a loose one it is twice the mean distance d of nearest neighbors. That holds two shells and
@@ -354,7 +366,7 @@ def choose_cutoff(examples: Sequence[Example], team: Team = ALONE) -> Cutoff:
 
 
 def closest_distances(
-    examples: Sequence[Example], team: Team = ALONE
+    examples: Sequence[Placed], team: Team = ALONE
 ) -> list[tuple[int, int, float]]:
     """The shortest distance of each pair of elements, less a margin for the next trajectory.
 

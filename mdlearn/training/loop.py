@@ -286,7 +286,7 @@ def fit(
         for step in range(len(training.losses), len(groups)):
             total = training.epochs * len(groups)
             warmup = max(1, min(max(len(groups), WARMUP), total // 8))
-            progress = _progress(epoch * len(groups) + step, warmup, total)
+            progress = cosine(epoch * len(groups) + step, warmup, total)
             rate = min((training.steps + 1) / warmup, 1.0 - progress) * schedule.learning_rate
             balance = _balance(training.weights, progress)
             seeds = [(schedule.seed, epoch, int(index)) for index in groups[step]]
@@ -356,7 +356,7 @@ def _mean_of(team: Team, value: float) -> float:
     return float(team.add(torch.tensor([value], dtype=torch.float64))) / team.size
 
 
-def _progress(step: int, warmup: int, total: int) -> float:
+def cosine(step: float, warmup: float, total: float) -> float:
     """From zero, through the warm-up, along a cosine to one at the last step."""
     return 0.5 * (1.0 - math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
 

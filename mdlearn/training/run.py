@@ -255,14 +255,20 @@ def _resume(config: TrainConfig, device: torch.device, team: Team) -> Start:
     assert folder is not None
     if not (folder / "config.toml").is_file():
         raise DataError(f"{folder}: no training to go on with; expected a run of `mdlearn train`")
+    now = {"device": config.device, "auto_batch": config.auto_batch or None}
+    stored = resolve(TrainConfig, folder / "config.toml", now)
+    if stored.propagator:
+        raise UsageError(
+            f"{folder}: the training of a propagator cannot be resumed; start it again: mdlearn"
+            f" train --propagator {stored.propagator} --stride {stored.stride_fs:g}fs --output"
+            f" {folder} --overwrite"
+        )
     model = folder / "model.safetensors"
     if not (folder / STATE).is_file() and model.is_file() and load_model(model).certificate:
         raise UsageError(
             f"{folder}: this training is finished; to train its model further, on these frames or"
             f" others: mdlearn train FRAMES --from {folder}"
         )
-    now = {"device": config.device, "auto_batch": config.auto_batch or None}
-    stored = resolve(TrainConfig, folder / "config.toml", now)
     start = _set_up(stored, folder, device, team)
     before = f"as in {folder / 'config.toml'}"
     start = start._replace(reasons=dict.fromkeys(start.reasons, before))
