@@ -158,7 +158,7 @@ class TestStartOfDynamics:
         assert lines["atoms"].startswith("8, ")
         steps = round(1e6 / float(timestep))
         assert lines["run"].startswith(f"{steps} steps, 1")
-        assert f"{steps // 5 + 1} frames" in lines["trajectory"]
+        assert f"{steps // 5 + 1:,} frames" in lines["trajectory"]
         rate, per_day = (float(each.split()[0]) for each in lines["speed"].split(", "))
         assert per_day == pytest.approx(rate * float(timestep) * 86400e-6, rel=0.02)
         assert "atoms like these fit in" in lines["memory"]
