@@ -25,6 +25,9 @@ from mdlearn.system import System, largest_by_system, select, split
 SKIN = 0.5
 """Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
 costs little."""
+WIDE_SKIN = 1.5
+"""Å, for molecules of up to `FEW_ATOMS`: what a list costs there are its rebuilds, not its pairs."""
+FEW_ATOMS = 24
 LARGEST_EXTENT = 1e5
 """Å. The cell list ends the whole process for open systems that span ten times this."""
 
@@ -70,6 +73,12 @@ def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -
         DataError: a periodic system has a cell without volume.
     """
     return _build(split(system), range(len(system.charge)), cutoff + skin, capacity)
+
+
+def choose_skin(system: System) -> float:
+    """The skin that dynamics of a batch is fastest with, Å."""
+    largest = int(torch.bincount(system.system).max())
+    return SKIN if bool(system.pbc.any()) or largest > FEW_ATOMS else WIDE_SKIN
 
 
 def rebuild(

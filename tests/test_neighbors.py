@@ -18,7 +18,16 @@ from oracles import brute_force_pairs, listed_pairs
 from mdlearn import neighbors as neighbor_lists
 from mdlearn.atoms import to_system
 from mdlearn.errors import DataError, UnstableError
-from mdlearn.neighbors import Neighbors, build, moved_since_build, pair_vectors, rebuild
+from mdlearn.neighbors import (
+    SKIN,
+    WIDE_SKIN,
+    Neighbors,
+    build,
+    choose_skin,
+    moved_since_build,
+    pair_vectors,
+    rebuild,
+)
 from mdlearn.system import concatenate
 
 CUTOFFS = (1.7, 3.5, 6.1)
@@ -108,6 +117,15 @@ def test_skin_reaches_further() -> None:
     system = to_system(crystal())
     assert listed_pairs(build(system, 3.0, 0.8)) == listed_pairs(build(system, 3.8))
     assert float(build(system, 3.0, 0.8).reach) == pytest.approx(3.8)
+
+
+def test_small_molecules_have_a_wide_skin() -> None:
+    small, solid, large = to_system(molecule()), to_system(crystal()), to_system(molecule("C60"))
+    assert choose_skin(concatenate([small, small])) == WIDE_SKIN
+    assert choose_skin(solid) == choose_skin(large) == SKIN
+    assert (
+        choose_skin(concatenate([small, solid])) == choose_skin(concatenate([small, large])) == SKIN
+    )
 
 
 def test_batch_is_its_parts() -> None:

@@ -28,6 +28,7 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
+from mdlearn.neighbors import choose_skin
 from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.propagator import Propagator, propagate
@@ -239,6 +240,7 @@ def make_dynamics(
         range(config.seed, config.seed + len(system.charge)),
         mobile_atoms(config.fix, system),
         _limits(config, network, system),
+        choose_skin(system),
     )
 
 
