@@ -26,7 +26,7 @@ SKIN = 0.5
 """Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
 costs little."""
 WIDE_SKIN = 1.5
-"""Å, for molecules of up to `FEW_ATOMS`: what a list costs there are its rebuilds, not its pairs."""
+"""Å, for molecules of up to `FEW_ATOMS`: rebuilding their lists costs more than their pairs do."""
 FEW_ATOMS = 24
 LARGEST_EXTENT = 1e5
 """Å. The cell list ends the whole process for open systems that span ten times this."""
