@@ -1,6 +1,6 @@
 """What replicas gain: aggregate steps per second of 1, 4, 16, 64 in one batch.
 
-    python benchmarks/replicas.py ethanol-run ethanol.xyz [--frame 0] [--profile]
+    python benchmarks/replicas.py ethanol-run ethanol.xyz [--frame 0] [--unfrozen] [--profile]
 
 What `mdlearn simulate` does by default, guards included, on one thread. Every batch
 is first run in; then all are timed in turns, by the time that this process had the processor, so
@@ -22,6 +22,7 @@ import torch
 from mdlearn.atoms import read_atoms, to_system
 from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.potentials.checkpoint import load_model
+from mdlearn.potentials.frozen import freeze
 from mdlearn.simulate import Snapshot, maxwell_boltzmann, simulate, start
 from mdlearn.system import concatenate
 
@@ -33,10 +34,13 @@ WARM_UP = 40
 class Batch:
     """A simulation that goes on and on."""
 
-    def __init__(self, model: Path, structure: Path, frame: int, n_replicas: int) -> None:
+    def __init__(
+        self, model: Path, structure: Path, frame: int, n_replicas: int, unfrozen: bool
+    ) -> None:
         network = load_model(model, torch.float32).network
+        potential = network if unfrozen else freeze(network)
         batch = concatenate([to_system(read_atoms(structure)[frame])] * n_replicas)
-        self._dynamics = make_dynamics(SimulateConfig(), network, batch)
+        self._dynamics = make_dynamics(SimulateConfig(), network, potential, batch)
         momenta = maxwell_boltzmann(batch, self._dynamics.kT(0), self._dynamics.seeds)
         self._snapshot = start(self._dynamics, batch, momenta)
         self.n_replicas = n_replicas
@@ -64,10 +68,14 @@ def main() -> None:
     parser.add_argument("--frame", type=int, default=0)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--unfrozen", action="store_true", help="the network and its derivative")
     parser.add_argument("--profile", action="store_true", help="where the time of the last goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    batches = [Batch(options.model, options.structure, options.frame, n) for n in options.replicas]
+    batches = [
+        Batch(options.model, options.structure, options.frame, n, options.unfrozen)
+        for n in options.replicas
+    ]
     seconds: list[list[float]] = [[] for _ in batches]
     for _ in range(options.rounds):
         for batch, times in zip(batches, seconds, strict=True):
