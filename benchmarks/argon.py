@@ -5,9 +5,10 @@
 `mdlearn simulate` runs 500 atoms at T* = 0.85, first at constant volume, for energy, pressure and
 g(r), then at the published pressure, for the density. Published are Monte Carlo results of the full
 potential (truncated at 3 σ, with long-range corrections): NIST Standard Reference Simulation
-Website, https://mmlapps.nist.gov/srs/LJ_PURE/mc.htm. What the envelope at our cutoff of 3 σ has
-taken away is added, pair by pair in every frame; pairs beyond that are counted with g = 1. LAMMPS,
-in an environment of its own, runs the very same potential: independent of both.
+Website, https://mmlapps.nist.gov/srs/LJ_PURE/mc.htm. Our potential ends at 3 σ, and its envelope
+takes much away long before. So every frame is weighted by the Boltzmann factor of what is lacking,
+pair by pair up to 3 σ and with g = 1 beyond: the averages are those of the full potential. LAMMPS,
+in an environment of its own, runs the potential that mdlearn runs, and is compared without that.
 """
 
 from __future__ import annotations
@@ -69,10 +70,13 @@ class Mean(NamedTuple):
         return f"{self.value:.4f} ± {self.error:.4f}"
 
 
-def block_average(values: Floats) -> Mean:
-    """Mean, and its error by the scatter of the means of blocks."""
-    means = np.array([block.mean() for block in np.array_split(values, BLOCKS)])
-    return Mean(float(values.mean()), float(means.std(ddof=1)) / math.sqrt(BLOCKS))
+def block_average(values: Floats, weights: Floats | None = None) -> Mean:
+    """Mean of frames, and its error by leaving out one block after the other (jackknife)."""
+    weights = np.ones_like(values) if weights is None else weights
+    total, norm = (weights * values).sum(), weights.sum()
+    parts = zip(np.array_split(weights, BLOCKS), np.array_split(values, BLOCKS), strict=True)
+    means = np.array([(total - (w * x).sum()) / (norm - w.sum()) for w, x in parts])
+    return Mean(float(total / norm), float(means.std()) * math.sqrt(BLOCKS - 1))
 
 
 def save_argon(path: Path, cutoff: float) -> None:
@@ -132,26 +136,22 @@ def beyond(density: float) -> tuple[float, float]:
     return energy, pressure
 
 
-def lost_without_structure(density: float) -> tuple[float, float]:
-    """The same as `lost` and `beyond` together, all with g = 1 from one σ on: for comparison."""
-    r = np.linspace(1.0, CUTOFF, 20001)
-    energy, slope = lost(r)
-    inside = 2.0 * math.pi * density * np.trapezoid(r**2 * energy, r)
-    virial = -2.0 / 3.0 * math.pi * density**2 * np.trapezoid(r**2 * slope, r)
-    outside = beyond(density)
-    return float(inside) + outside[0], float(virial) + outside[1]
-
-
 class Liquid(NamedTuple):
-    """What a trajectory says, in Lennard-Jones units, frame by frame where it varies."""
+    """What a trajectory says, in Lennard-Jones units; numbers have one entry for each frame."""
 
     energy: Floats
-    """Per atom."""
+    """Per atom, of the potential that was run."""
     pressure: Floats
-    added: tuple[float, float]
-    """Energy per atom and pressure that the envelope had taken; they are in both."""
+    """Likewise."""
+    full_energy: Floats
+    """Per atom, of the full potential."""
+    full_pressure: Floats
+    """Likewise."""
+    weights: Floats
+    """Of the frames, for averages of the full potential."""
     r: Floats
     g: Floats
+    """Of the potential that was run."""
 
 
 def analyze(path: Path, density: float) -> Liquid:
@@ -175,15 +175,16 @@ def analyze(path: Path, density: float) -> Liquid:
         taken.append([each.sum() for each in lost(r)])
         counts += np.histogram(r, edges)[0]
     gained = np.array(taken) * [1.0 / n, -1.0 / (3.0 * length**3)] + beyond(density)
+    lacking = n * (gained[:, 0] - gained[:, 0].mean())
     shells = 4.0 / 3.0 * math.pi * np.diff(edges**3)
-    g = counts / len(positions) / (0.5 * n * density * shells)
-    mean = gained.mean(0)
     return Liquid(
+        energy / n,
+        pressure,
         energy / n + gained[:, 0],
         pressure + gained[:, 1],
-        (float(mean[0]), float(mean[1])),
+        np.exp(-lacking / TEMPERATURE),
         0.5 * (edges[1:] + edges[:-1]),
-        g,
+        counts / len(positions) / (0.5 * n * density * shells),
     )
 
 
@@ -211,8 +212,11 @@ def main() -> None:
     path = simulate(folder, start, "nvt", options.steps, "--ensemble", "csvr", *ramp)
     nvt = analyze(path, density)
     published_energy, published_pressure = PUBLISHED[density]
-    # At the published density the barostat holds what the potential we have lacks nothing of.
-    pressure = (published_pressure - nvt.added[1]) * PRESSURE_UNIT_GPA
+    energy, force = block_average(nvt.energy), block_average(nvt.pressure)
+    full_energy = block_average(nvt.full_energy, nvt.weights)
+    full_force = block_average(nvt.full_pressure, nvt.weights)
+    # What our potential has where the full one has the published pressure.
+    pressure = (published_pressure + force.value - full_force.value) * PRESSURE_UNIT_GPA
     barostat = ["--ensemble", "npt", "--pressure", pressure, "--compressibility", 2]
     barostat += ["--temperature", kelvin]
     with Trajectory(path) as trajectory:
@@ -232,31 +236,25 @@ def main() -> None:
         "bin": BIN,
     }
     lammps = ask("lammps", request, options.environments, options.threads)
-    plain = lost_without_structure(density)
-    print(f"\nT* = {TEMPERATURE}, {4 * options.cells**3} atoms, {options.steps - MELTED} steps\n")
-    print("| | mdlearn | published | LAMMPS, our potential |")
-    print("|---|---|---|---|")
     if "error" in lammps:
-        theirs = [lammps["error"]] * 3
-    else:
-        theirs = [
-            block_average(np.array(lammps[name]) + added)
-            for name, added in zip(("energy", "pressure"), nvt.added, strict=True)
-        ]
-        peak = first_peak(np.array(lammps["r"]), np.array(lammps["g"]))
-        theirs.append("{:.3f}, {:.3f}".format(*peak))
+        raise SystemExit(f"LAMMPS: {lammps['error']}")
+    theirs = [block_average(np.array(lammps[name])) for name in ("energy", "pressure")]
+    peaks = first_peak(nvt.r, nvt.g), first_peak(np.array(lammps["r"]), np.array(lammps["g"]))
+    steps = options.steps - MELTED
     print(
-        f"| energy per atom, ε | {block_average(nvt.energy)} | {published_energy} | {theirs[0]} |"
+        f"\nT* = {TEMPERATURE}, {4 * options.cells**3} atoms, {steps} steps of {TIMESTEP_FS} fs\n"
     )
-    print(
-        f"| pressure, ε/σ³ | {block_average(nvt.pressure)} | {published_pressure} | {theirs[1]} |"
-    )
-    print(f"| density at that pressure, 1/σ³ | {block_average(densities)} | {density} | |")
-    position, height = first_peak(nvt.r, nvt.g)
-    print(f"| first peak of g(r): σ, height | {position:.3f}, {height:.3f} | | {theirs[2]} |")
-    print("\nadded for the envelope and beyond the cutoff (with g = 1 everywhere):")
-    print(f"energy per atom {nvt.added[0]:.4f} ({plain[0]:.4f}),", end=" ")
-    print(f"pressure {nvt.added[1]:.4f} ({plain[1]:.4f})")
+    print("| our potential | mdlearn | LAMMPS |")
+    print("|---|---|---|")
+    print(f"| energy per atom, ε | {energy} | {theirs[0]} |")
+    print(f"| pressure, ε/σ³ | {force} | {theirs[1]} |")
+    print("| first peak of g(r): position, σ | {:.3f} | {:.3f} |".format(*(x for x, _ in peaks)))
+    print("| and height | {:.3f} | {:.3f} |".format(*(height for _, height in peaks)))
+    print("\n| full potential | mdlearn | published |")
+    print("|---|---|---|")
+    print(f"| energy per atom, ε | {full_energy} | {published_energy} |")
+    print(f"| pressure, ε/σ³ | {full_force} | {published_pressure} |")
+    print(f"| density at the published pressure, 1/σ³ | {block_average(densities)} | {density} |")
 
 
 if __name__ == "__main__":
