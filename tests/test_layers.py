@@ -36,6 +36,7 @@ ALLOWED = {
     "probes": CORE,
     "certificate": {"probes", "simulate", "integrators", "potentials", *CORE},
     "atoms": {"packed", *CORE},
+    "doctor": {"doctor", "atoms", "packed", *CORE},
     "calculator": {"atoms", "potentials", "device", *CORE},
     "training": {
         "training",

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame
-from mdlearn.fingerprints import Kind, fingerprints, kind_of
-from mdlearn.yardsticks import SIX, pairs
+from mdlearn.doctor.fingerprints import Kind, fingerprints, kind_of
+from mdlearn.doctor.yardsticks import SIX, pairs
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]

@@ -23,9 +23,9 @@ from mdlearn.atoms import (
     read_atoms,
 )
 from mdlearn.doctor import Finding, about, in_order, judge
+from mdlearn.doctor.survey import Survey, survey
 from mdlearn.errors import DataError
 from mdlearn.packed import is_packed, open_packed
-from mdlearn.survey import Survey, survey
 
 
 class Diagnosis(NamedTuple):

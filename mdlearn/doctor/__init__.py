@@ -14,12 +14,12 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
-from mdlearn import yardsticks
 from mdlearn.atoms import Frame, Keys
+from mdlearn.doctor import yardsticks
+from mdlearn.doctor.fingerprints import close_pairs, groups, same_coordinates
+from mdlearn.doctor.survey import Floats, Ints, Survey, survey
+from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, nearest_unit
 from mdlearn.errors import UsageError
-from mdlearn.fingerprints import close_pairs, groups, same_coordinates
-from mdlearn.survey import Floats, Ints, Survey, survey
-from mdlearn.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, nearest_unit
 
 Severity = Literal["refuse", "warn", "note"]
 
