@@ -22,7 +22,8 @@ from mdlearn.atoms import (
     make_frame,
     read_atoms,
 )
-from mdlearn.doctor import Finding, about, in_order, judge
+from mdlearn.doctor import judge
+from mdlearn.doctor.findings import Finding, about, in_order
 from mdlearn.doctor.survey import Survey, survey
 from mdlearn.errors import DataError
 from mdlearn.packed import is_packed, open_packed
