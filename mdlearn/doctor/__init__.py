@@ -25,7 +25,7 @@ from mdlearn.doctor.findings import (
     require_findings,
 )
 from mdlearn.doctor.fingerprints import groups
-from mdlearn.doctor.survey import Floats, Ints, Survey, survey
+from mdlearn.doctor.survey import Floats, Survey, survey
 from mdlearn.doctor.units import judge_units
 
 __all__ = ["FINDINGS", "Finding", "examine", "judge", "refused", "require_findings"]
@@ -66,10 +66,6 @@ def judge(seen: Survey, splits: Mapping[str, Sequence[Frame]], keys: Keys) -> li
     return in_order(found)
 
 
-def _pick(seen: Survey, which: Ints) -> list[str]:
-    return [seen.names[index] for index in which.tolist()]
-
-
 def _elements(seen: Survey) -> Iterator[Finding]:
     """Compositions, single atoms and periodicity."""
     atoms, species = seen.atoms, sorted({z for each in seen.numbers for z in each.tolist()})
@@ -88,7 +84,7 @@ def _elements(seen: Survey) -> Iterator[Finding]:
             f"add frames with {symbols} to {seen.splits[0]}, or leave these out",
             [seen.names[n] for n in missing],
         )
-    counts = _counts(seen, species)[atoms > 1]
+    counts = seen.counts(species)[atoms > 1]
     free = len(species) - len({int(seen.numbers[index][0]) for index in single.tolist()})
     if len(counts) and free > 0 and np.linalg.matrix_rank(counts) < len(species):
         yield about(
@@ -104,7 +100,7 @@ def _elements(seen: Survey) -> Iterator[Finding]:
             "note",
             "frames of one atom give its energy and teach no forces",
             "nothing to do",
-            _pick(seen, single),
+            seen.pick(single),
         )
     open_, closed = (atoms > 1) & (seen.periodic == 0), (atoms > 1) & (seen.periodic > 0)
     if open_.any() and closed.any():
@@ -114,15 +110,8 @@ def _elements(seen: Survey) -> Iterator[Finding]:
             "warn" if few.sum() <= 0.1 * (atoms > 1).sum() else "note",
             f"{open_.sum()} frames are not periodic and {closed.sum()} are; these are the fewer",
             "check that none of them has lost its Lattice or pbc",
-            _pick(seen, np.flatnonzero(few)),
+            seen.pick(np.flatnonzero(few)),
         )
-
-
-def _counts(seen: Survey, species: Sequence[int]) -> Floats:
-    """Atoms of each element in each frame, (n, n_species)."""
-    return np.array(
-        [[np.count_nonzero(z == each) for each in species] for z in seen.numbers], float
-    )
 
 
 def _energies(seen: Survey) -> Iterator[Finding]:
@@ -136,7 +125,7 @@ def _energies(seen: Survey) -> Iterator[Finding]:
             "refuse",
             "the energy is exactly zero, as if it had never been computed",
             "remove the frames, or name the right key with --energy-key",
-            _pick(seen, zero),
+            seen.pick(zero),
         )
     for members in groups([seen.kinds[index] for index in several]):
         group = several[members]
@@ -148,13 +137,13 @@ def _energies(seen: Survey) -> Iterator[Finding]:
                 "refuse",
                 f"different structures all have the energy {seen.energy[group[0]]:.6g} eV",
                 "name the key of their own energies with --energy-key",
-                _pick(seen, group),
+                seen.pick(group),
             )
     if len(several) < 20:
         return
     species = sorted({z for index in several for z in seen.numbers[index].tolist()})
     n = atoms[several]
-    counts = _counts(seen, species)[several] / n[:, None]
+    counts = seen.counts(species)[several] / n[:, None]
     per_atom = seen.energy[several] / n
     residual = per_atom - counts @ _robust_fit(counts, per_atom)
     low, middle, high = np.percentile(residual, (5, 50, 95))
@@ -168,7 +157,7 @@ def _energies(seen: Survey) -> Iterator[Finding]:
             f"energies more than 10 sigma (of {1000 * sigma:.3g} meV/atom) from what their"
             f" composition lets expect; the farthest by {worst:.3g} eV/atom",
             "look whether these calculations converged; remove them if not",
-            _pick(seen, far),
+            seen.pick(far),
         )
     medians, widths = {}, {}
     for part in np.unique(seen.split[several]).tolist():
@@ -235,7 +224,7 @@ def _forces(seen: Survey) -> Iterator[Finding]:
             "warn",
             f"forces above {LARGE_FORCE:g} eV/Å, up to {np.nanmax(seen.largest):.3g}",
             "remove these frames unless they were meant; they outweigh all others in the loss",
-            _pick(seen, large),
+            seen.pick(large),
         )
     usable = (seen.atoms > 1) & (seen.rms > 1e-4)
     if not usable.any():
@@ -248,7 +237,7 @@ def _forces(seen: Survey) -> Iterator[Finding]:
             "warn",
             f"forces ten times as large as nearly all others (90 % are below {usual:.3g} eV/Å)",
             "look whether these calculations converged; remove them if not",
-            _pick(seen, far),
+            seen.pick(far),
         )
     # Errors of single atoms add up like their square root; forces of nothing at all give one.
     net = seen.net / (seen.rms * np.sqrt(3.0 * seen.atoms) + 1e-12)
@@ -263,7 +252,7 @@ def _forces(seen: Survey) -> Iterator[Finding]:
             f"forces do not sum to zero: {1000 * per_atom:.3g} meV/Å per atom, which no model"
             " without an outer field can learn",
             "check that no atom or constraint is missing, and the grid of the calculation",
-            _pick(seen, uneven),
+            seen.pick(uneven),
         )
     turning = np.flatnonzero(usable & (seen.torque > 0.02))
     if len(turning):
@@ -276,7 +265,7 @@ def _forces(seen: Survey) -> Iterator[Finding]:
             " to other positions, another orientation or another order of atoms",
             "take positions and forces from the same frame of reference (not one in the standard"
             " orientation of the program)",
-            _pick(seen, turning),
+            seen.pick(turning),
         )
 
 

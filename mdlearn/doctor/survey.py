@@ -64,6 +64,16 @@ class Survey(NamedTuple):
         """(n,) number of atoms."""
         return np.array([len(each) for each in self.numbers], np.int64)
 
+    def pick(self, which: Ints) -> list[str]:
+        """Names of some of the frames, by their indices."""
+        return [self.names[index] for index in which.tolist()]
+
+    def counts(self, species: Sequence[int]) -> Floats:
+        """Atoms of each element in each frame, (n, n_species)."""
+        return np.array(
+            [[np.count_nonzero(z == each) for each in species] for z in self.numbers], float
+        )
+
 
 def survey(splits: Mapping[str, Sequence[Frame]]) -> Survey:
     """Reads every frame once; a lazy sequence is read in flat memory."""
