@@ -54,9 +54,10 @@ from mdlearn.potentials.classical import (
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings, Size
 from mdlearn.training.config import MODELS, WITHOUT_PARAMETERS, TrainConfig
-from mdlearn.training.dataset import closest_distances, concatenate, force_scale, make_example
+from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.statistics import closest_distances, force_scale
 
 FAR = 1000.0
 """Å, a cutoff whose envelope is one, to the last digit, where atoms see each other."""

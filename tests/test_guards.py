@@ -44,7 +44,8 @@ from mdlearn.simulate import (
     start,
 )
 from mdlearn.system import System, concatenate
-from mdlearn.training.dataset import largest_forces, make_example, neighbor_counts
+from mdlearn.training.dataset import make_example
+from mdlearn.training.statistics import largest_forces, neighbor_counts
 from mdlearn.units import fs, kB
 
 INTEGRATOR = INTEGRATORS["langevin"]

@@ -26,14 +26,14 @@ from mdlearn.potentials.checkpoint import save_propagator
 from mdlearn.potentials.propagator import Propagator, PropagatorSettings, propagate
 from mdlearn.system import System
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import (
+from mdlearn.training.dataset import deal
+from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
+from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     average_neighbors,
     choose_cutoff,
     closest_distances,
-    deal,
 )
-from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
 from mdlearn.training.strides import (
     Recording,
     Stride,

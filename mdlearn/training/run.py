@@ -27,28 +27,23 @@ from mdlearn.potentials.checkpoint import Claim, Model, add_certificate, load_mo
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import (
+from mdlearn.training.dataset import Batches, Example, Examples, frame_sizes, select, split_frames
+from mdlearn.training.finetune import SLOWER, adapt, freeze
+from mdlearn.training.loop import Epoch, Schedule, Training, fit
+from mdlearn.training.loss import Errors, Weights, measure
+from mdlearn.training.statistics import (
     USUAL_CUTOFF,
-    Batches,
     Cutoff,
-    Example,
-    Examples,
     average_neighbors,
     choose_cutoff,
     closest_distances,
     find_species,
     fit_reference_energies,
     force_scale,
-    frame_sizes,
     largest_forces,
     neighbor_counts,
     sample,
-    select,
-    split_frames,
 )
-from mdlearn.training.finetune import SLOWER, adapt, freeze
-from mdlearn.training.loop import Epoch, Schedule, Training, fit
-from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.step import MOST_PARTS
 from mdlearn.training.team import ALONE, Team, assemble
 
