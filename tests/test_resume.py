@@ -35,8 +35,8 @@ EAGER = (  # saves at every step, so that a kill finds something
 )
 
 SLOW = (  # takes its time with the statistics
-    "import pathlib, time; import mdlearn.training.run as run;"
-    "run.closest_distances = lambda *_: [pathlib.Path('begun').touch(), time.sleep(100)];"
+    "import pathlib, time; import mdlearn.training.start as start;"
+    "start.closest_distances = lambda *_: [pathlib.Path('begun').touch(), time.sleep(100)];"
     "from mdlearn.cli import main; main()"
 )
 

@@ -18,7 +18,7 @@ from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.training.config import Minutes, TrainConfig
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.run import read_data
+from mdlearn.training.start import read_data
 from mdlearn.trajectory import Trajectory
 
 OUTPUTS = ("model", "forces.png", "trajectory.h5", "dynamics.png")
