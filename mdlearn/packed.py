@@ -28,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 from mdlearn import h5md
-from mdlearn.atoms import Frame, Keys, Labels, Wanted, find_keys, iterate_atoms, make_frame
+from mdlearn.atoms import Frame, iterate_atoms, make_frame
 from mdlearn.errors import DataError, OutputError
 from mdlearn.files import refuse_existing, sha256
+from mdlearn.labels import Keys, Labels, Wanted, find_keys
 from mdlearn.system import System
 
 FORMAT = "mdlearn-frames"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from checks import evaluate_atoms, random_network
 
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
+from mdlearn.labels import Labels
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.training.dataset import concatenate, make_example

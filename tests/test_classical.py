@@ -30,9 +30,10 @@ from checks import (
 from torch import Tensor, nn
 
 from mdlearn import units
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
 from mdlearn.config import resolve
 from mdlearn.errors import ModelError, UsageError
+from mdlearn.labels import Labels
 from mdlearn.neighbors import Neighbors, build, pair_vectors
 from mdlearn.potentials.architectures import (
     ARCHITECTURES,

@@ -17,10 +17,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import mdlearn
-from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
+from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.doctor import FINDINGS, Finding, examine, refused
 from mdlearn.doctor.fingerprints import close_pairs, fingerprints, same_coordinates, separations
 from mdlearn.doctor.yardsticks import HARTREE, KCAL, all_electron_energy
+from mdlearn.labels import Keys, Labels, find_labels
 
 ROOT = Path(mdlearn.__file__).parent
 KEYS = Keys("energy", "forces", "stress", None)

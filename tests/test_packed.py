@@ -25,8 +25,9 @@ from checks import crystal, slab
 
 from mdlearn import atoms as atoms_module
 from mdlearn import packed as packed_module
-from mdlearn.atoms import Frame, Wanted, read_frames
+from mdlearn.atoms import Frame, read_frames
 from mdlearn.errors import DataError, OutputError
+from mdlearn.labels import Wanted
 from mdlearn.packed import PackedFrames, is_packed, pack
 
 ANYTHING = Wanted(energy_only=True)

@@ -19,8 +19,9 @@ from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
-from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
+from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.errors import UnstableError
+from mdlearn.labels import Keys, Labels, find_labels
 from mdlearn.packed import PackedFrames, PackedWriter
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet

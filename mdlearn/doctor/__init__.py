@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mdlearn.atoms import Frame, Keys
+from mdlearn.atoms import Frame
 from mdlearn.doctor.duplicates import judge_duplicates, judge_trajectories
 from mdlearn.doctor.findings import FINDINGS, Finding, in_order, refused, require_findings
 from mdlearn.doctor.labels import judge_energies, judge_forces, judge_zero_forces
 from mdlearn.doctor.structures import judge_compositions, judge_distances
 from mdlearn.doctor.survey import Survey, survey
 from mdlearn.doctor.units import judge_units
+from mdlearn.labels import Keys
 
 __all__ = ["FINDINGS", "Finding", "examine", "judge", "refused", "require_findings"]
 

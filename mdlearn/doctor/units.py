@@ -8,11 +8,12 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mdlearn.atoms import Frame, Keys
+from mdlearn.atoms import Frame
 from mdlearn.doctor import yardsticks
 from mdlearn.doctor.findings import Finding, about
 from mdlearn.doctor.survey import Survey
 from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, nearest_unit
+from mdlearn.labels import Keys
 
 LARGEST_RATIO = 4.0
 """Within this factor, labels agree with the pair potential that they are compared with."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mdlearn import neighbors as neighbor_lists
 from mdlearn import system as systems
-from mdlearn.atoms import Frame, Labels
+from mdlearn.atoms import Frame
+from mdlearn.labels import Labels
 from mdlearn.neighbors import Neighbors
 from mdlearn.packed import PackedFrames
 from mdlearn.system import System

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mdlearn.atoms import Frame, Keys, read_frames
+from mdlearn.atoms import Frame, read_frames
 from mdlearn.config import resolve
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.doctor import Finding, examine, refused, require_findings
 from mdlearn.errors import DataError, MDLearnError, UsageError
 from mdlearn.files import refuse_existing, sha256
+from mdlearn.labels import Keys
 from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.network import ParametricPotential, Settings
