@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.errors import UnstableError
 from mdlearn.labels import Keys, Labels, find_labels
-from mdlearn.packed import PackedFrames, PackedWriter
+from mdlearn.packed import PackedFrames
+from mdlearn.packing import PackedWriter
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import (

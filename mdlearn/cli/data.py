@@ -21,7 +21,7 @@ from mdlearn.doctor.diagnosis import Diagnosis, diagnose
 from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
 from mdlearn.errors import DataError
 from mdlearn.labels import Wanted
-from mdlearn.packed import pack
+from mdlearn.packing import pack
 
 COLORS = {"refuse": "bold red", "warn": "yellow", "note": "cyan"}
 
