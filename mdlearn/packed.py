@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self, final, overload
+from typing import Any, NamedTuple, final, overload
 
 import h5py
 import numpy as np
@@ -28,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 
 from mdlearn import h5md
-from mdlearn.atoms import Frame, Keys, Labels, Wanted, find_keys, iterate_atoms, make_frame
-from mdlearn.errors import DataError, OutputError
-from mdlearn.files import refuse_existing, sha256
+from mdlearn.atoms import Frame
+from mdlearn.errors import DataError
+from mdlearn.labels import Keys, Labels, Wanted
 from mdlearn.system import System
 
 FORMAT = "mdlearn-frames"
@@ -38,232 +37,38 @@ VERSION = 2
 """Of the layout; readers refuse files with a higher one."""
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_BLOCK = 512
+BLOCK = 512
 """Frames that are written, or read on the way through the file, at a time, at most."""
-_BLOCK_ATOMS = 50_000
+BLOCK_ATOMS = 50_000
 """Atoms, likewise; a frame that is larger is a block of its own."""
-_CHUNK_BYTES = 2**16  # a frame read at random costs one or two chunks of each array
 
 
-class _Array(NamedTuple):
+class Array(NamedTuple):
+    """How an array of the file is stored; its first axis, of atoms or of frames, grows."""
+
     dtype: np.typing.DTypeLike
     shape: tuple[int, ...]
 
 
-_ATOMS = {
-    "positions": _Array(np.float64, (3,)),
-    "numbers": _Array(np.int16, ()),
-    "masses": _Array(np.float64, ()),
-    "forces": _Array(np.float64, (3,)),
+ATOMS = {
+    "positions": Array(np.float64, (3,)),
+    "numbers": Array(np.int16, ()),
+    "masses": Array(np.float64, ()),
+    "forces": Array(np.float64, (3,)),
 }
-_FRAMES = {
-    "cell": _Array(np.float64, (3, 3)),
-    "pbc": _Array(np.bool_, (3,)),
-    "charge": _Array(np.float64, ()),
-    "energy": _Array(np.float64, ()),
-    "stress": _Array(np.float64, (3, 3)),
-    "dipole": _Array(np.float64, (3,)),
-    "source": _Array(np.int32, ()),
-    "index": _Array(np.int64, ()),
-    "config_type": _Array(h5py.string_dtype(), ()),
+"""What there is of every atom."""
+FRAMES = {
+    "cell": Array(np.float64, (3, 3)),
+    "pbc": Array(np.bool_, (3,)),
+    "charge": Array(np.float64, ()),
+    "energy": Array(np.float64, ()),
+    "stress": Array(np.float64, (3, 3)),
+    "dipole": Array(np.float64, (3,)),
+    "source": Array(np.int32, ()),
+    "index": Array(np.int64, ()),
+    "config_type": Array(h5py.string_dtype(), ()),
 }
-
-
-class Packed(NamedTuple):
-    """What `pack` did."""
-
-    frames: int
-    atoms: int
-    skipped: tuple[str, ...]
-    """What was wrong with the frames that were left out."""
-    keys: Keys
-
-
-def pack(
-    paths: Sequence[Path],
-    output: Path,
-    wanted: Wanted,
-    *,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-) -> Packed:
-    """Packs the frames of several files, in flat memory; each file is read twice.
-
-    The first reading settles which key feeds which label, for all files together; the second
-    checks and writes. The output appears once it is complete.
-
-    Raises:
-        DataError: see `atoms.read_frames`.
-        OutputError: the output exists, or cannot be written.
-    """
-    refuse_existing(output, overwrite=overwrite)
-    for path in paths:
-        if is_packed(path):
-            raise DataError(f"{path}: is packed already; pack the files that it was made of")
-    keys = find_keys(_named(paths), wanted)
-    skipped: list[str] = []
-    with PackedWriter(output, keys, paths) as writer:
-        for source, path in enumerate(paths):
-            for index, atoms in enumerate(iterate_atoms(path)):
-                try:
-                    frame = make_frame(atoms, keys, f"{path}:{index}")
-                except DataError as error:
-                    if not skip_bad:
-                        raise
-                    skipped.append(str(error))
-                else:
-                    writer.append(frame, source, index)
-        if not writer.frames:
-            raise DataError(f"{skipped[0]}; and no other frame is sound, so there is none to pack")
-    return Packed(writer.frames, writer.atoms, tuple(skipped), keys)
-
-
-def _named(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
-    for path in paths:
-        for index, atoms in enumerate(iterate_atoms(path)):
-            yield f"{path}:{index}", atoms
-
-
-@final
-class PackedWriter:
-    """Writes a file of packed frames; a context manager.
-
-    The file appears under its name when the context ends, and not at all if it ends with an error.
-    """
-
-    def __init__(self, path: Path, keys: Keys, sources: Sequence[Path]) -> None:
-        """Makes the file beside its place.
-
-        Args:
-            path: where it will be.
-            keys: which key fed each label; decides which labels are stored.
-            sources: the files that frames come from.
-
-        Raises:
-            OutputError: it cannot be made.
-        """
-        self.frames = self.atoms = 0
-        self._waiting = 0
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
-        self._pending: list[tuple[Frame, int, int]] = []
-        described = [{"name": str(each), "sha256": sha256(each)} for each in sources]
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "keys": keys._asdict(),
-            "sources": described,
-        }
-        absent = {label for label, key in keys._asdict().items() if key is None}
-        try:
-            self._file = h5py.File(self._partial, "x", libver=h5md.LIBVER)
-        except OSError as error:
-            raise OutputError(
-                f"{path}: cannot be made ({h5md.reason(error)}); choose a folder that exists and"
-                " that you may write to"
-            ) from error
-        self._file.attrs["mdlearn"] = json.dumps(header, ensure_ascii=False)
-        self._columns = {
-            name: _column(self._file, name, each)
-            for group, arrays in (("atoms", _ATOMS), ("frames", _FRAMES))
-            for name, each in ((f"{group}/{n}", a) for n, a in arrays.items() if n not in absent)
-        }
-        self._offsets = _column(self._file, "frames/offsets", _Array(np.int64, ()))
-        self._offsets.resize(1, axis=0)
-
-    def append(self, frame: Frame, source: int = 0, index: int | None = None) -> None:
-        """Takes a frame.
-
-        Args:
-            frame: a checked one.
-            source: which of the sources it is from.
-            index: where in that file; after the one before, if None.
-
-        Raises:
-            OutputError: the disk did not take it.
-        """
-        self._pending.append((frame, source, self.frames if index is None else index))
-        self.frames += 1
-        self.atoms += len(frame.system.numbers)
-        self._waiting += len(frame.system.numbers)
-        if len(self._pending) >= _BLOCK or self._waiting >= _BLOCK_ATOMS:
-            self._flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if kind is None and self.frames:
-            try:
-                self._flush()
-                self._file.flush()
-                os.fsync(self._file.id.get_vfd_handle())
-                self._file.close()
-                self._partial.replace(self._path)
-            except (OSError, RuntimeError) as failure:
-                raise self._abandoned(failure) from failure
-        else:
-            h5md.abandon(self._file)
-            self._partial.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        """Writes what is pending."""
-        rows = [_rows(*each) for each in self._pending]
-        self._pending.clear()
-        self._waiting = 0
-        if not rows:
-            return
-        try:
-            for name, column in self._columns.items():
-                join = np.concatenate if name.startswith("atoms/") else np.stack
-                _extend(column, join([row[name] for row in rows]))
-            ends = np.cumsum([len(row["atoms/numbers"]) for row in rows])
-            _extend(self._offsets, int(self._offsets[-1]) + ends)
-        except (OSError, RuntimeError) as error:
-            raise self._abandoned(error) from error
-
-    def _abandoned(self, error: Exception) -> OutputError:
-        h5md.abandon(self._file)
-        self._partial.unlink(missing_ok=True)
-        return OutputError(
-            f"{self._path}: cannot be written ({h5md.reason(error)}) after {self.frames} frames;"
-            " free some space, or choose another disk, and pack again"
-        )
-
-
-def _column(file: Any, name: str, array: _Array) -> Any:
-    row = np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
-    chunks = (max(1, _CHUNK_BYTES // row), *array.shape)
-    shape, largest = (0, *array.shape), (None, *array.shape)
-    return file.create_dataset(name, shape, array.dtype, maxshape=largest, chunks=chunks)
-
-
-def _extend(column: Any, values: NDArray[Any]) -> None:
-    first = len(column)
-    column.resize(first + len(values), axis=0)
-    column[first:] = values
-
-
-def _rows(frame: Frame, source: int, index: int) -> dict[str, NDArray[Any]]:
-    """A frame as it lies in the file."""
-    system, labels = frame.system, frame.labels
-    return {
-        "atoms/positions": system.positions.numpy(),
-        "atoms/numbers": system.numbers.numpy(),
-        "atoms/masses": system.masses.numpy(),
-        "atoms/forces": labels.forces.numpy(),
-        "frames/cell": system.cell[0].numpy(),
-        "frames/pbc": system.pbc[0].numpy(),
-        "frames/charge": system.charge[0].numpy(),
-        "frames/energy": labels.energy[0].numpy(),
-        "frames/stress": labels.stress[0].numpy(),
-        "frames/dipole": labels.dipole[0].numpy(),
-        "frames/source": np.asarray(source),
-        "frames/index": np.asarray(index),
-        "frames/config_type": np.asarray(frame.config_type, object),
-    }
+"""What there is of every frame, besides `offsets`."""
 
 
 def is_packed(path: str | Path) -> bool:
@@ -380,9 +185,9 @@ class PackedFrames(Sequence[Frame]):
         """Reads in blocks as long as frames stand in the order of the file."""
         first = 0
         while first < len(self._chosen):
-            block = self._chosen[first : first + _BLOCK]
-            full = np.searchsorted(self._offsets, self._offsets[block[0]] + _BLOCK_ATOMS)
-            end = min(int(full), int(block[0]) + _BLOCK)
+            block = self._chosen[first : first + BLOCK]
+            full = np.searchsorted(self._offsets, self._offsets[block[0]] + BLOCK_ATOMS)
+            end = min(int(full), int(block[0]) + BLOCK)
             beyond = (block >= end) | (np.diff(block, prepend=block[0] - 1) <= 0)
             count = max(1, int(beyond.argmax()) if beyond.any() else len(block))
             yield from self._read(block[:count])
@@ -395,7 +200,7 @@ class PackedFrames(Sequence[Frame]):
         """The file of this process."""
         if self._file is None or self._file.process != os.getpid():
             file = h5py.File(self.path, "r", locking=False)
-            names = [f"atoms/{name}" for name in _ATOMS] + [f"frames/{name}" for name in _FRAMES]
+            names = [f"atoms/{name}" for name in ATOMS] + [f"frames/{name}" for name in FRAMES]
             columns = {name: file[name] for name in names if name in file}
             self._file = _Open(os.getpid(), file, columns)
         return self._file
@@ -406,8 +211,8 @@ class PackedFrames(Sequence[Frame]):
         begin, stop = self._offsets[first], self._offsets[end]
         try:
             columns = self._open().columns
-            atoms = {name: _part(columns, f"atoms/{name}", begin, stop) for name in _ATOMS}
-            frames = {name: _part(columns, f"frames/{name}", first, end) for name in _FRAMES}
+            atoms = {name: _part(columns, f"atoms/{name}", begin, stop) for name in ATOMS}
+            frames = {name: _part(columns, f"frames/{name}", first, end) for name in FRAMES}
         except (OSError, RuntimeError, KeyError) as error:
             raise self._unreadable(error) from error
         for n in (chosen - first).tolist():
@@ -451,7 +256,7 @@ def _part(columns: dict[str, Any], name: str, first: int, end: int) -> NDArray[A
     """Rows of an array; NaN, or an empty text, for what the file does not have."""
     if name not in columns:
         group, label = name.split("/")
-        array = (_ATOMS if group == "atoms" else _FRAMES)[label]
+        array = (ATOMS if group == "atoms" else FRAMES)[label]
         missing = b"" if label == "config_type" else np.nan
         return np.full((end - first, *array.shape), missing)
     values: NDArray[Any] = columns[name][first:end]

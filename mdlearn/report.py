@@ -152,7 +152,7 @@ def write_report(
         OutputError: a file cannot be written.
     """
     # A second that nobody should wait for who only wants tables.
-    from mdlearn import plots
+    from mdlearn import parity, plots
 
     model = load_model(folder)
     network = model.network.to(device or torch.device("cpu"))
@@ -160,8 +160,8 @@ def write_report(
     metrics = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True)
     names = metrics.dtype.names or ()
     plots.plot_learning(folder / "learning.png", {n: np.atleast_1d(metrics[n]) for n in names})
-    plots.plot_parity(folder / "parity.png", compared)
-    plots.plot_errors(folder / "errors.png", compared)
+    parity.plot_parity(folder / "parity.png", compared)
+    parity.plot_errors(folder / "errors.png", compared)
     write_atomically(folder / "report.html", _page(folder, model, compared).encode())
 
 

@@ -12,7 +12,8 @@ import torch
 from checks import SYSTEMS, assert_close, molecule, random_network
 from scipy.stats import kstest
 
-from mdlearn.atoms import Labels, read_frames, to_system
+from mdlearn.atoms import read_frames, to_system
+from mdlearn.labels import Labels
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.architectures import ARCHITECTURES
 from mdlearn.potentials.equivariant import Equivariant

@@ -8,12 +8,14 @@ import pytest
 import torch
 from checks import evaluate_atoms, random_network
 
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
+from mdlearn.labels import Labels
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.network import Network, Settings
-from mdlearn.training.dataset import average_neighbors, concatenate, make_example
+from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
+from mdlearn.training.statistics import average_neighbors
 
 SPECIES = (1, 6, 9, 17, 35)
 ENERGIES = dict.fromkeys(SPECIES, 0.0)

@@ -30,9 +30,10 @@ from checks import (
 from torch import Tensor, nn
 
 from mdlearn import units
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
 from mdlearn.config import resolve
 from mdlearn.errors import ModelError, UsageError
+from mdlearn.labels import Labels
 from mdlearn.neighbors import Neighbors, build, pair_vectors
 from mdlearn.potentials.architectures import (
     ARCHITECTURES,
@@ -54,9 +55,10 @@ from mdlearn.potentials.classical import (
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings, Size
 from mdlearn.training.config import MODELS, WITHOUT_PARAMETERS, TrainConfig
-from mdlearn.training.dataset import closest_distances, concatenate, force_scale, make_example
+from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.statistics import closest_distances, force_scale
 
 FAR = 1000.0
 """Å, a cutoff whose envelope is one, to the last digit, where atoms see each other."""

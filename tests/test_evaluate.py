@@ -25,7 +25,8 @@ from checks import (
 from oracles import LennardJones
 from torch import Tensor, nn
 
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
+from mdlearn.labels import Labels
 from mdlearn.neighbors import Neighbors, build, pair_vectors
 from mdlearn.potentials.evaluate import evaluate, evaluate_multipoles
 from mdlearn.potentials.schnet import SchNet

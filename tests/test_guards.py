@@ -16,7 +16,7 @@ from test_simulate import INTEGRATORS, bits, dynamics_of, hot_start, potential
 from torch import Tensor
 
 from mdlearn import simulate as driver
-from mdlearn.atoms import Frame, Labels, read_frames, to_system
+from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.guards import (
     LARGEST_DRIFT,
     NEAREST,
@@ -31,6 +31,7 @@ from mdlearn.guards import (
     unfamiliar_atom,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
+from mdlearn.labels import Labels
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.simulate import (
@@ -44,7 +45,8 @@ from mdlearn.simulate import (
     start,
 )
 from mdlearn.system import System, concatenate
-from mdlearn.training.dataset import largest_forces, make_example, neighbor_counts
+from mdlearn.training.dataset import make_example
+from mdlearn.training.statistics import largest_forces, neighbor_counts
 from mdlearn.units import fs, kB
 
 INTEGRATOR = INTEGRATORS["langevin"]

@@ -35,13 +35,16 @@ ALLOWED = {
     "timestep": {"simulate", "integrators", "potentials.evaluate", *CORE},
     "probes": CORE,
     "certificate": {"probes", "simulate", "integrators", "potentials", *CORE},
-    "atoms": {"packed", *CORE},
+    "labels": CORE,
+    "atoms": {"labels", "packed", *CORE},
+    "doctor": {"doctor", "atoms", "labels", "packed", *CORE},
     "calculator": {"atoms", "potentials", "device", *CORE},
     "training": {
         "training",
         "certificate",
         "potentials",
         "atoms",
+        "labels",
         "doctor",
         "packed",
         "report",
@@ -51,11 +54,15 @@ ALLOWED = {
         *CORE,
     },
 }
+CHECKPOINTS = [
+    f"potentials.{name}" for name in ("checkpoint", "propagator_checkpoint", "model_file")
+]
+"""Models in files; the only ones below the driver that know what a file is."""
 FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
 # What is frozen computes on a CPU, where a tensor is an array and nobody waits.
-HOT = [name for name in HOT if name not in ("potentials.checkpoint", "potentials.frozen")]
+HOT = [name for name in HOT if name not in (*CHECKPOINTS, "potentials.frozen")]
 SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
 CASTS = {"bool", "float", "int"}
 
@@ -102,7 +109,7 @@ def covers(allowed: set[str], name: str) -> bool:
 @pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in ALLOWED])
 def test_imports_go_one_way(name: str) -> None:
     allowed = ALLOWED[name.split(".")[0]]
-    if name == "potentials.checkpoint":
+    if name in CHECKPOINTS:
         allowed = allowed | FILES_FOR_CHECKPOINTS
     wrong = {each for each in inside(name) if not covers(allowed, each)}
     assert not wrong, f"mdlearn.{name} may not import {wrong}"
@@ -110,12 +117,12 @@ def test_imports_go_one_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in BELOW])
 def test_below_the_driver_there_is_only_torch(name: str) -> None:
-    allowed = LIBRARIES_BELOW | ({"safetensors"} if name == "potentials.checkpoint" else set())
+    allowed = LIBRARIES_BELOW | ({"safetensors"} if name in CHECKPOINTS else set())
     if name.startswith("potentials.kernels."):
         allowed = {"numpy", "numba"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
-    if name == "potentials.checkpoint":
+    if name in CHECKPOINTS:
         forbidden -= {"pathlib"}
     assert not imports(tree(name), name) & forbidden
     calls = {ast.unparse(node.func) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)}

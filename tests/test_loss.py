@@ -10,7 +10,8 @@ import pytest
 import torch
 from checks import CUTOFF, crystal, molecule, random_schnet
 
-from mdlearn.atoms import Frame, Labels, to_system
+from mdlearn.atoms import Frame, to_system
+from mdlearn.labels import Labels
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.system import Evaluation, volume
 from mdlearn.training.dataset import Example, concatenate, make_example

@@ -16,15 +16,10 @@ from mdlearn.errors import ResourceError
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.network import Settings
 from mdlearn.potentials.schnet import SchNet
-from mdlearn.training.dataset import (
-    Example,
-    concatenate,
-    find_species,
-    fit_reference_energies,
-    make_example,
-)
+from mdlearn.training.dataset import Example, concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.statistics import find_species, fit_reference_energies
 from mdlearn.training.step import MOST_PARTS, estimate_memory
 
 HOST = RuntimeError(

@@ -25,9 +25,12 @@ from checks import crystal, slab
 
 from mdlearn import atoms as atoms_module
 from mdlearn import packed as packed_module
-from mdlearn.atoms import Frame, Wanted, read_frames
+from mdlearn import packing
+from mdlearn.atoms import Frame, read_frames
 from mdlearn.errors import DataError, OutputError
-from mdlearn.packed import PackedFrames, is_packed, pack
+from mdlearn.labels import Wanted
+from mdlearn.packed import PackedFrames, is_packed
+from mdlearn.packing import pack
 
 ANYTHING = Wanted(energy_only=True)
 
@@ -248,8 +251,9 @@ class TestPacking:
             blocks.append((int(chosen[0]), int(chosen[-1]) + 1))
             return read(self, chosen)
 
-        monkeypatch.setattr(packed_module, "iterate_atoms", structures)
-        monkeypatch.setattr(packed_module, "_BLOCK_ATOMS", 1000)
+        monkeypatch.setattr(packing, "iterate_atoms", structures)
+        for module in (packing, packed_module):
+            monkeypatch.setattr(module, "BLOCK_ATOMS", 1000)
         monkeypatch.setattr(PackedFrames, "_read", watched)
         (tmp_path / "many.xyz").touch()
         pack([tmp_path / "many.xyz"], tmp_path / "many.h5", ANYTHING)

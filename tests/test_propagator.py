@@ -37,8 +37,9 @@ from mdlearn.errors import DataError, ModelError
 from mdlearn.guards import make_limits, shares
 from mdlearn.integrators import kinetic_energy, learned
 from mdlearn.neighbors import SKIN, build
-from mdlearn.potentials.checkpoint import load_model, load_propagator, save_propagator
+from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.propagator import NoEnergy, Propagator, PropagatorSettings, propagate
+from mdlearn.potentials.propagator_checkpoint import load_propagator, save_propagator
 from mdlearn.simulate import CrashError, Dynamics, piecewise_linear, simulate, start
 from mdlearn.system import System, concatenate
 from mdlearn.training.config import TrainConfig

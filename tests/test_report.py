@@ -23,7 +23,8 @@ from checks import Run, crystal, random_network
 from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.errors import ModelError, OutputError, ResourceError
 from mdlearn.files import sha256
-from mdlearn.plots import plot_errors, plot_learning, plot_parity
+from mdlearn.parity import plot_errors, plot_parity
+from mdlearn.plots import plot_learning
 from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, save_model
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, tables, write_report

@@ -23,15 +23,10 @@ from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.network import Settings
 from mdlearn.training import loop
-from mdlearn.training.dataset import (
-    concatenate,
-    find_species,
-    fit_reference_energies,
-    force_scale,
-    make_example,
-)
+from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.statistics import find_species, fit_reference_energies, force_scale
 
 WEIGHTS = Weights(1.0, 1.0, 1.0)
 EAGER = (  # saves at every step, so that a kill finds something
@@ -40,8 +35,8 @@ EAGER = (  # saves at every step, so that a kill finds something
 )
 
 SLOW = (  # takes its time with the statistics
-    "import pathlib, time; import mdlearn.training.run as run;"
-    "run.closest_distances = lambda *_: [pathlib.Path('begun').touch(), time.sleep(100)];"
+    "import pathlib, time; import mdlearn.training.start as start;"
+    "start.closest_distances = lambda *_: [pathlib.Path('begun').touch(), time.sleep(100)];"
     "from mdlearn.cli import main; main()"
 )
 

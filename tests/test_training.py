@@ -19,30 +19,34 @@ from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
-from mdlearn.atoms import Frame, Keys, Labels, find_labels, read_frames, to_system
+from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.errors import UnstableError
-from mdlearn.packed import PackedFrames, PackedWriter
+from mdlearn.labels import Keys, Labels, find_labels
+from mdlearn.packed import PackedFrames
+from mdlearn.packing import PackedWriter
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import (
-    USUAL_CUTOFF,
-    Cutoff,
     Example,
     Examples,
-    average_neighbors,
-    choose_cutoff,
-    closest_distances,
     concatenate,
     deal,
-    find_species,
-    fit_reference_energies,
-    force_scale,
     make_example,
     split_frames,
 )
 from mdlearn.training.finetune import adapt
 from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
+from mdlearn.training.statistics import (
+    USUAL_CUTOFF,
+    Cutoff,
+    average_neighbors,
+    choose_cutoff,
+    closest_distances,
+    find_species,
+    fit_reference_energies,
+    force_scale,
+)
 from mdlearn.training.team import ALONE, Team
 
 WEIGHTS = Weights(1.0, 1.0, 1.0)

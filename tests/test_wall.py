@@ -13,7 +13,8 @@ from mdlearn.atoms import read_frames, to_system
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.pairs import distances
 from mdlearn.potentials.wall import STIFFNESS, WALL_MARGIN, Wall
-from mdlearn.training.dataset import closest_distances, make_example
+from mdlearn.training.dataset import make_example
+from mdlearn.training.statistics import closest_distances
 
 SPECIES = (1, 8)
 CUTOFF = 3.0

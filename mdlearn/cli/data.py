@@ -12,16 +12,16 @@ from pydantic import Field, model_validator
 from rich.table import Table
 from rich.text import Text
 
-from mdlearn.atoms import Wanted
 from mdlearn.cli.console import Line, out
 from mdlearn.cli.options import verb
 from mdlearn.config import Config
 from mdlearn.conversion import Units, convert, split
-from mdlearn.diagnosis import Diagnosis, diagnose
 from mdlearn.doctor import Finding, refused, require_findings
+from mdlearn.doctor.diagnosis import Diagnosis, diagnose
+from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
 from mdlearn.errors import DataError
-from mdlearn.packed import pack
-from mdlearn.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
+from mdlearn.labels import Wanted
+from mdlearn.packing import pack
 
 COLORS = {"refuse": "bold red", "warn": "yellow", "note": "cyan"}
 

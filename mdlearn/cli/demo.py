@@ -13,12 +13,13 @@ from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.cli.options import verb
 from mdlearn.config import Config
 from mdlearn.files import make_run_folder
-from mdlearn.plots import plot_energy_and_temperature, plot_force_parity
+from mdlearn.parity import plot_force_parity
+from mdlearn.plots import plot_energy_and_temperature
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.training.config import Minutes, TrainConfig
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.run import read_data
+from mdlearn.training.start import read_data
 from mdlearn.trajectory import Trajectory
 
 OUTPUTS = ("model", "forces.png", "trajectory.h5", "dynamics.png")

@@ -72,11 +72,11 @@ def run(config: EvaluateConfig) -> int:
                 out.print()
             out.print(_rich(each))
     if config.plots is not None:
-        from mdlearn import plots  # a second that only those wait for who want pictures
+        from mdlearn import parity  # a second that only those wait for who want pictures
 
         sets = {config.frames.name: comparison}
-        plots.plot_parity(config.plots / PICTURES[0], sets)
-        plots.plot_errors(config.plots / PICTURES[1], sets)
+        parity.plot_parity(config.plots / PICTURES[0], sets)
+        parity.plot_errors(config.plots / PICTURES[1], sets)
     return 0
 
 

@@ -16,13 +16,9 @@ from mdlearn.cli.options import verb
 from mdlearn.cli.recording import replica_table
 from mdlearn.config import Config
 from mdlearn.errors import DataError
-from mdlearn.potentials.checkpoint import (
-    Model,
-    PropagatorModel,
-    kind_of,
-    load_model,
-    load_propagator,
-)
+from mdlearn.potentials.checkpoint import Model, load_model
+from mdlearn.potentials.model_file import kind_of
+from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.trajectory import Trajectory
 
 

@@ -49,9 +49,10 @@ from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.h5md import Particles
 from mdlearn.neighbors import SKIN, build
-from mdlearn.potentials.checkpoint import Model, PropagatorModel, load_model, load_propagator
+from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.propagator import NoEnergy, Propagator
+from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.replicas import choose, keep, narrow
 from mdlearn.simulate import (
     Dynamics,

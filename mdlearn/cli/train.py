@@ -15,7 +15,8 @@ from mdlearn.training.comparison import digits
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.loop import Epoch
 from mdlearn.training.loss import Errors
-from mdlearn.training.run import Result, Start, Watcher, train
+from mdlearn.training.run import Result, Watcher, train
+from mdlearn.training.start import Start
 
 
 def run(config: TrainConfig) -> int:

@@ -16,7 +16,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mdlearn.atoms import Frame, Labels
+from mdlearn.atoms import Frame
+from mdlearn.labels import Labels
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.dataset import Example, concatenate, make_example, to

@@ -11,7 +11,8 @@ from mdlearn.errors import UsageError
 from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.training.dataset import Example, count_atoms, find_species, least_squares
+from mdlearn.training.dataset import Example
+from mdlearn.training.statistics import count_atoms, find_species, least_squares
 from mdlearn.training.team import ALONE, Team
 
 SLOWER = 0.2

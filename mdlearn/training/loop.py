@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.files import write_atomically
-from mdlearn.potentials.checkpoint import DAMAGE
+from mdlearn.potentials.model_file import DAMAGE
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import ATOMS_PER_BATCH
 from mdlearn.training.dataset import Example, deal, find_sizes

@@ -22,18 +22,18 @@ from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
 from mdlearn.errors import UnstableError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
-from mdlearn.potentials.checkpoint import save_propagator
 from mdlearn.potentials.propagator import Propagator, PropagatorSettings, propagate
+from mdlearn.potentials.propagator_checkpoint import save_propagator
 from mdlearn.system import System
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import (
+from mdlearn.training.dataset import deal
+from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
+from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     average_neighbors,
     choose_cutoff,
     closest_distances,
-    deal,
 )
-from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
 from mdlearn.training.strides import (
     Recording,
     Stride,

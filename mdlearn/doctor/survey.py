@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame
-from mdlearn.fingerprints import Kind, fingerprints, kind_of
-from mdlearn.yardsticks import SIX, pairs
+from mdlearn.doctor.fingerprints import Kind, fingerprints, kind_of
+from mdlearn.doctor.yardsticks import SIX, pairs
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -63,6 +63,16 @@ class Survey(NamedTuple):
     def atoms(self) -> Ints:
         """(n,) number of atoms."""
         return np.array([len(each) for each in self.numbers], np.int64)
+
+    def pick(self, which: Ints) -> list[str]:
+        """Names of some of the frames, by their indices."""
+        return [self.names[index] for index in which.tolist()]
+
+    def counts(self, species: Sequence[int]) -> Floats:
+        """Atoms of each element in each frame, (n, n_species)."""
+        return np.array(
+            [[np.count_nonzero(z == each) for each in species] for z in self.numbers], float
+        )
 
 
 def survey(splits: Mapping[str, Sequence[Frame]]) -> Survey:

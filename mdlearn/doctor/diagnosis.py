@@ -12,20 +12,13 @@ import ase
 import numpy as np
 from ase.formula import Formula
 
-from mdlearn.atoms import (
-    Frame,
-    Keys,
-    Wanted,
-    full_stress,
-    known_keys,
-    lookup,
-    make_frame,
-    read_atoms,
-)
-from mdlearn.doctor import Finding, about, in_order, judge
+from mdlearn.atoms import Frame, make_frame, read_atoms
+from mdlearn.doctor import judge
+from mdlearn.doctor.findings import Finding, about, in_order
+from mdlearn.doctor.survey import Survey, survey
 from mdlearn.errors import DataError
+from mdlearn.labels import Keys, Wanted, full_stress, known_keys, lookup
 from mdlearn.packed import is_packed, open_packed
-from mdlearn.survey import Survey, survey
 
 
 class Diagnosis(NamedTuple):
