@@ -197,11 +197,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
-        given = self.model_fields_set
+        given, fields = self.model_fields_set, type(self).model_fields
         if self.propagator:
             if self.stride_fs is None:
                 raise ValueError("--propagator: expected --stride as well, as in --stride 4fs")
-            if others := given - FOR_PROPAGATORS:
+            changed = {each for each in given if getattr(self, each) != fields[each].default}
+            if others := changed - FOR_PROPAGATORS:
                 name = min(others)
                 found = "FRAMES" if name == "frames" else f"--{_typed(name)}"
                 raise ValueError(f"{found}: means nothing with --propagator; leave it out")
@@ -216,7 +217,6 @@ class TrainConfig(Config):
                 " --auto-batch can be given with --resume"
             )
         of_model = {"model", "size", "cutoff_A", "features", "interactions", "radial", "parity"}
-        fields = type(self).model_fields
         changed = {name for name in of_model if getattr(self, name) != fields[name].default}
         if self.from_ and changed:
             raise ValueError(
