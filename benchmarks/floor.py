@@ -8,10 +8,10 @@ M = 16 harmonics, Z elements, B radial functions, F features, I layers, G Gaunt 
 units and V = 3FI invariants; C = ZB channels in the first layer, ZB + F in those after it:
 
     pairs of the first density      P (2MB + 20B)          back  P (8MB + 8B)
-    a message, per pair             P (16MF + 4BF + 4F)    back  P (40MF + 8BF + 21F + 21M)
+    a message, per pair             P (16MF + 4BF + 4F)    back  P (40MF + 8BF + 18F + 21M)
     mixing and products, per atom   N M (6CF + 3F + 2F) + 3NGF
-                                                     back  N M (6CF + 3F + 4F) + 5NGF
-    what is said, per atom          N (8MF² + 12F² + 2MF)  back  N (8MF² + 12F² + 8MF)
+                                                     back  N M (6CF + 3F + 3F) + 5NGF
+    what is said, per atom          N (8MF² + 12F² + 2MF)  back  N (8MF² + 12F² + 6MF)
     energies, per atom              N (2VH + 2V)           back  N (2VH + V)
 
 Bytes are what stands between the loops, written once and read once, and the lists and the weights,
@@ -72,7 +72,7 @@ def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tupl
 
     filters = radial * features
     hear = n_pairs * (16.0 * across + 4 * filters + 4 * features)
-    hear_back = n_pairs * (40.0 * across + 8 * filters + 21 * features + 21 * harmonics)
+    hear_back = n_pairs * (40.0 * across + 8 * filters + 18 * features + 21 * harmonics)
     expand = n_pairs * (2.0 * harmonics * radial + 20 * radial)
     expand_back = n_pairs * (8.0 * harmonics * radial + 8 * radial)
     read = float(n_atoms * (4 * invariants * hidden + 3 * invariants))
@@ -84,7 +84,7 @@ def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tupl
         stages.append((f"{what}, products of layer {layer + 1}", count))
     for layer in reversed(range(n_layers)):
         last = layer == n_layers - 1
-        count = product(layer, 4, 5) + (read if last else speak(8) + hear_back)
+        count = product(layer, 3, 5) + (read if last else speak(6) + hear_back)
         what = "energies, products" if last else "messages and products"
         if layer == 0:
             count, what = count + expand_back, f"{what}, densities"
@@ -158,9 +158,9 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
     by_operations, by_bytes = 1e3 * total / flops, 1e3 * n_bytes / bandwidth
     low, middle, high = (1e3 * np.percentile(whole, (25, 50, 75))).tolist()
     floor = max(by_operations, by_bytes)
-    ms = [*(1e3 * np.median(parts, 0)).tolist()]
+    others = np.array(whole) - np.sum(parts, 1)
+    ms = (1e3 * np.median(np.column_stack([parts, others]), 0)).tolist()
     counts = [*counted, ("the rest: Python, sums, copies of results", 0.0)]
-    ms.append(middle - sum(ms))
     name = f"{Path(path).stem}, {int(n_atoms):,} atoms, {n_pairs:,} pairs"
     lines = [
         f"{name}: {middle:.3g} ms an evaluation ({low:.3g} to {high:.3g}).",
