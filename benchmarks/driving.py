@@ -149,8 +149,12 @@ def time_dynamics(
 
 def peak_memory() -> float:
     """The largest resident memory of this process so far, in MB."""
-    unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` counts what ran before in the same process, too
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        assert found is not None
+        return int(found[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def time_ase(atoms: Atoms, calculator: Calculator, seconds: float) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --largest 12288 --threads 1 --output scaling
 
 The default network, frozen, with random weights; a step and its time are what they are in
-`step_time.py`. Boxes of water from 96 atoms on, doubled, and one molecule of ethanol; then 1 to 256
-replicas of ethanol. Every measurement has a process of its own, whose largest memory is given with
+`step_time.py`. Boxes of water from 96 atoms on, doubled; then 1 to 256 replicas of ethanol, of which
+one is the smallest system here, with 9 atoms. Every measurement has a process of its own, whose largest memory is given with
 the Python and the libraries in it. The slope is that of log(time) over log(atoms) by least squares:
 one for a time that is proportional. Nothing else should run on the machine meanwhile.
 """
@@ -26,6 +26,7 @@ from step_time import CUTOFF, FROZEN
 
 WATER, ETHANOL = "data/water.xyz", "data/ethanol.xyz"
 SMALLEST = 96
+REPLICAS = "× ethanol"
 
 
 def slope(rows: list[dict[str, Any]]) -> str:
@@ -87,9 +88,8 @@ def main() -> None:
     def doubled(first: int, last: int) -> list[int]:
         return [first * 2**power for power in range(64) if first * 2**power <= last]
 
-    plan = [("ethanol", ETHANOL, 9, 1)]
-    plan += [("water", WATER, atoms, 1) for atoms in doubled(SMALLEST, options.largest)]
-    plan += [("replicas of ethanol", ETHANOL, 9, count) for count in doubled(1, options.replicas)]
+    plan = [("water", WATER, atoms, 1) for atoms in doubled(SMALLEST, options.largest)]
+    plan += [(REPLICAS, ETHANOL, 9, count) for count in doubled(1, options.replicas)]
     groups: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, source, n_atoms, replicas in plan:
@@ -104,7 +104,7 @@ def main() -> None:
                 raise SystemExit(f"{kind}, {n_atoms} atoms: {found['error']} (see {log})")
             low, middle, high = (1e3 * np.percentile(found["times"], (25, 50, 75))).tolist()
             row = {
-                "system": kind if replicas == 1 else f"{replicas} {kind}",
+                "system": f"{replicas} {kind}" if kind == REPLICAS else kind,
                 "atoms": n_atoms * replicas,
                 "replicas": replicas,
                 "threads": options.threads,
