@@ -27,17 +27,16 @@ from mdlearn.potentials.network import ParametricPotential, Settings, Size
 from mdlearn.simulate import simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
-from mdlearn.training.dataset import (
+from mdlearn.training.dataset import concatenate, make_example
+from mdlearn.training.loop import CLIP
+from mdlearn.training.loss import Weights, loss_of
+from mdlearn.training.statistics import (
     average_neighbors,
     closest_distances,
-    concatenate,
     find_species,
     fit_reference_energies,
     force_scale,
-    make_example,
 )
-from mdlearn.training.loop import CLIP
-from mdlearn.training.loss import Weights, loss_of
 
 
 def throughput(
