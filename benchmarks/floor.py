@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 from step_time import CUTOFF
 
 from mdlearn.atoms import to_system
-from mdlearn.neighbors import SKIN, build
+from mdlearn.neighbors import build, choose_skin
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import FrozenEquivariant, freeze
 from mdlearn.potentials.kernels import equivariant as kernel
@@ -133,7 +133,7 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
     path, n_atoms = argument.rsplit(":", 1)
     system = to_system(driving.grow(path, int(n_atoms)))
     network = random_network(system, CUTOFF, "equivariant", SIZES)
-    frozen, neighbors = freeze(network), build(system, CUTOFF, SKIN)
+    frozen, neighbors = freeze(network), build(system, CUTOFF, choose_skin(system))
     assert isinstance(frozen, FrozenEquivariant)
     evaluate(frozen, system, neighbors)
     work = frozen.work

@@ -3,10 +3,11 @@
     python benchmarks/scaling.py --largest 12288 --threads 1 --output scaling
 
 The default network, frozen, with random weights; a step and its time are what they are in
-`step_time.py`. Boxes of water from 96 atoms on, doubled; then 1 to 256 replicas of ethanol, of which
-one is the smallest system here, with 9 atoms. Every measurement has a process of its own, whose largest memory is given with
-the Python and the libraries in it. The slope is that of log(time) over log(atoms) by least squares:
-one for a time that is proportional. Nothing else should run on the machine meanwhile.
+`step_time.py`. Boxes of water from 96 atoms on, doubled; then 1 to 256 replicas of ethanol, of
+which one is the smallest system here, with 9 atoms. Every measurement has a process of its own,
+whose largest memory is given with the Python and the libraries in it. The slope is that of
+log(time) over log(atoms) by least squares: one for a time that is proportional. Nothing else should
+run on the machine meanwhile.
 """
 
 from __future__ import annotations
