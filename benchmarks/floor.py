@@ -20,7 +20,8 @@ operations at the rate of a large matrix product in float32, and of bytes at the
 copy, both by torch on the same thread in the same rounds. A workspace that fits the caches needs
 fewer bytes from memory; operations have no such way out.
 
-Nothing else should run on the machine meanwhile.
+All times are those that this process had the processor. Other programs still take caches, memory
+and the other thread of a core: nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ class Stages:
         """Does the stages one by one."""
         self.seconds = []
         for stage in range(*stages):
-            began = time.perf_counter()
+            began = time.process_time()
             self.sweep((stage, stage + 1), *arguments)
-            self.seconds.append(time.perf_counter() - began)
+            self.seconds.append(time.process_time() - began)
 
 
 def best_rates() -> tuple[float, float]:
@@ -118,9 +119,9 @@ def best_rates() -> tuple[float, float]:
     def fastest(action: Callable[[], object]) -> float:
         times = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             action()
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         return min(times)
 
     product = fastest(lambda: torch.mm(a, b, out=out))
@@ -149,9 +150,9 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
         rates.append(best_rates())
         evaluate(frozen, system, neighbors)  # caches are as they are in a simulation again
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             evaluate(frozen, system, neighbors)
-            whole.append(time.perf_counter() - began)
+            whole.append(time.process_time() - began)
             parts.append(stages.seconds)
     flops, bandwidth = np.max(rates, 0).tolist()
     total = sum(count for _, count in counted)
