@@ -11,6 +11,7 @@ import ase.io
 import driving
 import numpy as np
 import torch
+from ase.neighborlist import neighbor_list
 from e3nn import o3
 from mace import data, modules, tools
 from mace.calculators import MACECalculator
@@ -44,9 +45,49 @@ def throughput(
     loader = torch_geometric.dataloader.DataLoader(examples, batch_size=len(examples))
     batch = next(iter(loader))
     pairs, n_atoms = batch.edge_index.shape[1], len(batch.positions)
+    spread = float(batch.forces.square().mean().sqrt())
+    network = _network(table, cutoff, channels, max_l, pairs / n_atoms, float(mean), spread)
+    loss_fn = modules.WeightedEnergyForcesLoss(energy_weight=1.0, forces_weight=100.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=True)
+    outputs = {"forces": True, "virials": False, "stress": False}
+
+    def step() -> torch.Tensor:
+        loss: torch.Tensor = take_step(
+            network, loss_fn, batch, optimizer, None, outputs, 10.0, torch.device("cpu")
+        )[0]
+        return loss.detach()
+
+    return driving.time_steps(step, seconds, driving.count(network), pairs)
+
+
+def step(
+    structure: str, seconds: float, cutoff: float, channels: int, max_l: int
+) -> dict[str, Any]:
+    """Times a step of dynamics with the package's calculator in ASE."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    atoms = ase.io.read(structure)
+    table = tools.AtomicNumberTable(sorted({int(z) for z in atoms.numbers}))
+    neighbors = len(neighbor_list("i", atoms, cutoff)) / len(atoms)
+    network = _network(table, cutoff, channels, max_l, neighbors, 0.0, 1e-3)
+    calculator = MACECalculator(models=network, device="cpu", default_dtype="float32")
+    parameters = driving.count(network)
+    return driving.time_ase(atoms, calculator, seconds) | {"parameters": parameters}
+
+
+def _network(
+    table: tools.AtomicNumberTable,
+    cutoff: float,
+    channels: int,
+    max_l: int,
+    neighbors: float,
+    mean: float,
+    scale: float,
+) -> modules.ScaleShiftMACE:
+    """With random weights."""
     irreps = "+".join(f"{channels}x{degree}{'eo'[degree % 2]}" for degree in range(max_l + 1))
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    network = modules.ScaleShiftMACE(
+    return modules.ScaleShiftMACE(
         r_max=cutoff,
         num_bessel=8,
         num_polynomial_cutoff=5,
@@ -59,25 +100,14 @@ def throughput(
         MLP_irreps=o3.Irreps("16x0e"),
         gate=torch.nn.functional.silu,
         atomic_energies=np.full(len(table), mean),
-        avg_num_neighbors=pairs / n_atoms,
+        avg_num_neighbors=neighbors,
         atomic_numbers=table.zs,
         correlation=3,
         radial_MLP=[64, 64, 64],
         radial_type="bessel",
-        atomic_inter_scale=float(batch.forces.square().mean().sqrt()),
+        atomic_inter_scale=scale,
         atomic_inter_shift=0.0,
     )
-    loss_fn = modules.WeightedEnergyForcesLoss(energy_weight=1.0, forces_weight=100.0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=True)
-    outputs = {"forces": True, "virials": False, "stress": False}
-
-    def step() -> torch.Tensor:
-        loss: torch.Tensor = take_step(
-            network, loss_fn, batch, optimizer, None, outputs, 10.0, torch.device("cpu")
-        )[0]
-        return loss.detach()
-
-    return driving.time_steps(step, seconds, driving.count(network), pairs)
 
 
 def train(
@@ -176,4 +206,4 @@ def _model(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    driving.run({"throughput": throughput, "train": train, "predict": predict})
+    driving.run({"throughput": throughput, "step": step, "train": train, "predict": predict})

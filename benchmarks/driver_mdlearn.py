@@ -8,27 +8,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import driving
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from mdlearn.atoms import read_frames
+from mdlearn.atoms import read_frames, to_system
 from mdlearn.calculator import MDLearnCalculator
+from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.device import choose_threads
+from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
-from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.network import Settings
-from mdlearn.training.dataset import (
+from mdlearn.potentials.evaluate import Evaluable, evaluate
+from mdlearn.potentials.frozen import freeze
+from mdlearn.potentials.network import ParametricPotential, Settings, Size
+from mdlearn.simulate import simulate, start
+from mdlearn.system import System
+from mdlearn.system import concatenate as concatenate_systems
+from mdlearn.training.dataset import concatenate, make_example
+from mdlearn.training.loop import CLIP
+from mdlearn.training.loss import Weights, loss_of
+from mdlearn.training.statistics import (
     average_neighbors,
     closest_distances,
-    concatenate,
     find_species,
     fit_reference_energies,
     force_scale,
-    make_example,
 )
-from mdlearn.training.loop import CLIP
-from mdlearn.training.loss import Weights, loss_of
 
 
 def throughput(
@@ -76,6 +84,68 @@ def throughput(
     return driving.time_steps(step, seconds, driving.count(network), pairs)
 
 
+def step(
+    structure: str,
+    seconds: float,
+    cutoff: float,
+    architecture: str,
+    features: int,
+    interactions: int,
+    radial: int,
+    replicas: int,
+    frozen: bool,
+) -> dict[str, Any]:
+    """Times a step of dynamics as `mdlearn simulate --ensemble nve` does it, guards included."""
+    atoms = ase.io.read(structure)
+    system = concatenate_systems([to_system(atoms)] * replicas)
+    sizes = Size(features, interactions, radial)
+    network = random_network(system, cutoff, architecture, sizes)
+    momenta = np.tile(atoms.get_momenta(), (replicas, 1))
+    run = Run(network, freeze(network) if frozen else network, system, momenta)
+    parameters = driving.count(network)
+    return driving.time_dynamics(run.advance, run.turn, seconds) | {"parameters": parameters}
+
+
+def random_network(
+    system: System, cutoff: float, architecture: str, sizes: Size
+) -> ParametricPotential:
+    """A network in float32 for the elements of a system, with forces that hardly move atoms."""
+    torch.manual_seed(0)
+    species = tuple(sorted(set(system.numbers.tolist())))
+    neighbors = float(build(system, cutoff).valid.sum()) / len(system.numbers)
+    settings = Settings(architecture, cutoff, *sizes, neighbors, 1e-3)
+    return make_potential(species, dict.fromkeys(species, 0.0), settings).float()
+
+
+class Run:
+    """A simulation that goes on and on."""
+
+    def __init__(
+        self,
+        network: ParametricPotential,
+        potential: Evaluable,
+        system: System,
+        momenta: NDArray[np.float64],
+    ) -> None:
+        """Starts it, with as many threads as `mdlearn simulate` takes of those there are."""
+        choose_threads(build(system, network.cutoff, SKIN).j.numel())
+        config = SimulateConfig(ensemble="nve", timestep=driving.TIMESTEP_FS)
+        self.dynamics = make_dynamics(config, network, potential, system)
+        self.snapshot = start(self.dynamics, system, torch.from_numpy(momenta))
+
+    def advance(self, steps: int) -> None:
+        """Does so many steps."""
+        target = self.snapshot.state.step + steps
+        self.snapshot = simulate(
+            self.dynamics, self.snapshot, steps=target, every=steps, observe=lambda _: True
+        )
+
+    def turn(self) -> None:
+        """Changes the sign of the momenta."""
+        state = self.snapshot.state
+        self.snapshot = self.snapshot._replace(state=state._replace(momenta=-state.momenta))
+
+
 def train(data: str, output: str, budget: float, seed: int, cutoff: float) -> dict[str, Any]:
     """Trains by the command that a user would type, with nothing but defaults."""
     folder = Path(output) / "run"
@@ -104,4 +174,4 @@ def predict(output: str, frames: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    driving.run({"throughput": throughput, "train": train, "predict": predict})
+    driving.run({"throughput": throughput, "step": step, "train": train, "predict": predict})

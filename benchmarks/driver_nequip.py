@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import driving
 import lightning
+import nequip.scripts.compile
 import torch
 import yaml
 from nequip.ase import NequIPCalculator
 from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
-from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
+from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.model import NequIPGNNModel
 from nequip.train import EnergyForceLoss
 from nequip.utils.global_state import set_global_state
@@ -48,22 +50,10 @@ def throughput(
     batch = AtomicDataDict.batched_from_list(examples)
     pairs, n_atoms = batch["edge_index"].shape[1], len(batch["pos"])
     mean = float(batch["total_energy"].sum()) / n_atoms
-    network = NequIPGNNModel(
-        seed=0,
-        model_dtype="float32",
-        type_names=symbols,
-        r_max=cutoff,
-        num_layers=layers,
-        l_max=l_max,
-        parity=True,
-        num_features=features,
-        radial_mlp_depth=2,
-        radial_mlp_width=64,
-        avg_num_neighbors=pairs / n_atoms,
-        per_type_energy_scales=float(batch["forces"].square().mean().sqrt()),
-        per_type_energy_shifts={symbol: mean for symbol in symbols},
-        compile_mode="compile" if compiled else "eager",
-    )
+    spread = float(batch["forces"].square().mean().sqrt())
+    sizes = (features, layers, l_max)
+    mode = "compile" if compiled else "eager"
+    network = _network(symbols, cutoff, sizes, pairs / n_atoms, mean, spread, mode)
     loss_fn = EnergyForceLoss(type_names=symbols)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
@@ -76,6 +66,87 @@ def throughput(
         return loss.detach()
 
     return driving.time_steps(step, seconds, driving.count(network), pairs)
+
+
+def step(
+    structure: str,
+    seconds: float,
+    cutoff: float,
+    features: int,
+    layers: int,
+    l_max: int,
+    compiled: str | None,
+) -> dict[str, Any]:
+    """Times a step of dynamics with the package's calculator in ASE.
+
+    Args:
+        structure: a file.
+        seconds: how long.
+        cutoff: Å.
+        features: of the network.
+        layers: likewise.
+        l_max: likewise.
+        compiled: where to keep what `nequip-compile` makes, which is made if it is not there; None
+            for the network as it is.
+    """
+    set_global_state()
+    atoms = ase.io.read(structure)
+    symbols = sorted(set(atoms.symbols))
+    frame = compute_neighborlist_(from_ase(atoms), cutoff)
+    neighbors = frame["edge_index"].shape[1] / len(atoms)
+    sizes = (features, layers, l_max)
+    network = _network(symbols, cutoff, sizes, neighbors, 0.0, 1e-3, "eager").eval()
+    to_types = ChemicalSpeciesToAtomTypeMapper(symbols)
+    began = time.perf_counter()
+    if compiled:
+        if not Path(compiled).exists():
+            _compile(network, to_types(frame), compiled)
+        calculator = NequIPCalculator.from_compiled_model(compiled, "cpu")
+    else:
+        transforms = [to_types, NeighborListTransform(cutoff)]
+        calculator = NequIPCalculator(network, "cpu", transforms=transforms)
+    about = {"parameters": driving.count(network), "compile_s": time.perf_counter() - began}
+    return driving.time_ase(atoms, calculator, seconds) | about
+
+
+def _compile(network: torch.nn.Module, frame: AtomicDataDict.Type, target: str) -> None:
+    """Runs `nequip-compile` on a network that is at hand, which it would read from a file."""
+    frame.setdefault("cell", 1e5 * torch.eye(3, dtype=torch.float64)[None])
+    shifts = torch.zeros(frame["edge_index"].shape[1], 3, dtype=torch.float64)
+    frame.setdefault("edge_cell_shift", shifts)
+    nequip.scripts.compile.load_saved_model = lambda *_, return_data_dict: (network, frame)
+    nequip.scripts.compile.main(
+        ["none", target, "--mode", "aotinductor", "--device", "cpu", "--target", "ase"]
+    )
+
+
+def _network(
+    symbols: list[str],
+    cutoff: float,
+    sizes: tuple[int, int, int],
+    neighbors: float,
+    mean: float,
+    scale: float,
+    mode: str,
+) -> torch.nn.Module:
+    """With random weights; sizes are features, layers and the highest degree."""
+    network: torch.nn.Module = NequIPGNNModel(
+        seed=0,
+        model_dtype="float32",
+        type_names=symbols,
+        r_max=cutoff,
+        num_layers=sizes[1],
+        l_max=sizes[2],
+        parity=True,
+        num_features=sizes[0],
+        radial_mlp_depth=2,
+        radial_mlp_width=64,
+        avg_num_neighbors=neighbors,
+        per_type_energy_scales=scale,
+        per_type_energy_shifts={symbol: mean for symbol in symbols},
+        compile_mode=mode,
+    )
+    return network
 
 
 def train(
@@ -225,4 +296,4 @@ def _calculator(folder: Path) -> NequIPCalculator:
 
 
 if __name__ == "__main__":
-    driving.run({"throughput": throughput, "train": train, "predict": predict})
+    driving.run({"throughput": throughput, "step": step, "train": train, "predict": predict})

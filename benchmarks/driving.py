@@ -1,4 +1,4 @@
-"""What the drivers share: requests and answers in JSON, timing, and predictions.
+"""What the drivers share: requests and answers in JSON, structures, timing, and predictions.
 
 Needs nothing but torch and ASE, which all environments have.
 """
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -18,8 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase.io
+import numpy as np
 import torch
+from ase import Atoms, units
 from ase.calculators.calculator import Calculator
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
+
+TIMESTEP_FS = 0.5
+LEG = 20
+"""Steps that are timed together. 10 fs at 300 K move the fastest hydrogen by some 0.5 Å: so lists
+of neighbors wear out as they do in a simulation, and a system that comes back after each leg stays
+what it is, whatever the forces."""
 
 
 def run(actions: dict[str, Callable[..., dict[str, Any]]]) -> None:
@@ -71,6 +82,90 @@ def time_steps(
         "parameters": parameters,
         "pairs": pairs,
     }
+
+
+def grow(path: str | Path, n_atoms: int) -> Atoms:
+    """The first structure of a file, repeated as evenly as may be, with velocities of 300 K.
+
+    Raises:
+        ValueError: so many atoms are no multiple of it, or it cannot be repeated.
+    """
+    first = ase.io.read(path, 0)
+    atoms = Atoms(first.symbols, first.positions, cell=first.cell, pbc=first.pbc)
+    times, left = divmod(n_atoms, len(atoms))
+    if left or times == 0 or (times > 1 and not all(atoms.pbc)):
+        raise ValueError(f"{path}: {len(atoms)} atoms do not make {n_atoms}")
+    factor = 2
+    while times > 1:
+        if times % factor:
+            factor += 1
+            continue
+        times //= factor
+        repeats = [1, 1, 1]
+        repeats[int(np.argmin(atoms.cell.lengths()))] = factor
+        atoms = atoms.repeat(repeats)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=np.random.default_rng(0))
+    Stationary(atoms)
+    return atoms
+
+
+def time_dynamics(
+    advance: Callable[[int], object], turn: Callable[[], object], seconds: float
+) -> dict[str, Any]:
+    """Times steps of dynamics in legs, there and back again.
+
+    Args:
+        advance: does so many steps, with all that belongs to them.
+        turn: changes the sign of the momenta; not timed.
+        seconds: how long; at least three legs are timed, of fewer steps where a step is so long
+            that legs would not fit.
+
+    Returns:
+        `times` of a step in seconds, the mean of each leg; the `steps` of a leg; the mean
+        `processor_time` of a step in seconds, of all threads; and `peak_MB`, the largest memory
+        that this process has had.
+    """
+    for _ in range(3):  # TorchScript optimizes during the second call
+        began = time.perf_counter()
+        advance(1)
+        once = time.perf_counter() - began
+    leg = max(1, min(LEG, int(seconds / 5.0 / once)))
+    advance(leg)
+    times: list[float] = []
+    work = 0.0
+    while len(times) < 3 or sum(times) * leg < seconds:
+        turn()
+        before, began = time.process_time(), time.perf_counter()
+        advance(leg)
+        times.append((time.perf_counter() - began) / leg)
+        work += time.process_time() - before
+    return {
+        "times": times,
+        "steps": leg,
+        "processor_time": work / len(times) / leg,
+        "peak_MB": peak_memory(),
+    }
+
+
+def peak_memory() -> float:
+    """The largest resident memory of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` counts what ran before in the same process, too
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        assert found is not None
+        return int(found[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def time_ase(atoms: Atoms, calculator: Calculator, seconds: float) -> dict[str, Any]:
+    """Times the velocity Verlet of ASE with a calculator; see `time_dynamics`."""
+    atoms.calc = calculator
+    dynamics = VelocityVerlet(atoms, TIMESTEP_FS * units.fs)
+
+    def turn() -> None:
+        atoms.set_momenta(-atoms.get_momenta())
+
+    return time_dynamics(dynamics.run, turn, seconds)
 
 
 def count(network: torch.nn.Module) -> int:

@@ -68,6 +68,8 @@ PEERS = {
             "tensorboardX",
         ),
         ("schnetpack==2.1.1",),
+        # Its molecular dynamics reads models from pickles.
+        (("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"),),
     ),
 }
 """Packages that learn potentials."""

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame, read_frames
 from mdlearn.config import parse_duration
-from mdlearn.training.dataset import find_species, fit_reference_energies
+from mdlearn.training.statistics import find_species, fit_reference_energies
 
 NAMES = ("mdlearn", "mace", "nequip")
 CUTOFF = 5.0

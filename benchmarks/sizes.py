@@ -21,15 +21,14 @@ from mdlearn.atoms import read_frames
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
-from mdlearn.training.dataset import (
-    Example,
+from mdlearn.training.dataset import Example, make_example
+from mdlearn.training.loss import Weights, loss_of
+from mdlearn.training.statistics import (
     average_neighbors,
     find_species,
     fit_reference_energies,
     force_scale,
-    make_example,
 )
-from mdlearn.training.loss import Weights, loss_of
 
 ROUNDS = 7
 

@@ -1,0 +1,128 @@
+"""Error against time of a step: which of some models is worth its price.
+
+    python benchmarks/pareto.py small-run medium-run large-run --test test.xyz --output pareto
+
+The error is that of forces by `mdlearn evaluate` on the test frames; the step is that of
+`step_time.py`, from the first test frame at 300 K, repeated up to `--atoms` if it is periodic. A
+model is on the front where no other one has both a smaller error and a faster step. Nothing else
+should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import driving
+import numpy as np
+import peers
+import torch
+from driver_mdlearn import Run
+from matplotlib.figure import Figure
+
+from mdlearn.atoms import to_system
+from mdlearn.potentials.checkpoint import load_model
+from mdlearn.potentials.frozen import freeze
+
+
+def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Errors and times of one model."""
+    command = [sys.executable, "-m", "mdlearn", "evaluate", str(model), str(options.test), "--json"]
+    if options.energy_key:
+        command += ["--energy-key", options.energy_key]
+    if options.forces_key:
+        command += ["--forces-key", options.forces_key]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    errors = json.loads(said)
+    atoms = driving.grow(options.test, options.atoms or len(ase.io.read(options.test, 0)))
+    network = load_model(model, torch.float32).network
+    torch.set_num_threads(options.threads)
+    run = Run(network, freeze(network), to_system(atoms), atoms.get_momenta())
+    timed = driving.time_dynamics(run.advance, run.turn, options.seconds)
+    low, middle, high = (1e3 * np.percentile(timed["times"], (25, 50, 75))).tolist()
+    settings = network.settings
+    return {
+        "model": str(model),
+        "network": f"{settings.architecture}, {settings.features} features,"
+        f" {settings.interactions} interactions",
+        "parameters": driving.count(network),
+        "forces_mae_meV_per_A": errors["forces_meV_per_A"]["mae"],
+        "energy_mae_meV_per_atom": errors["energy_meV_per_atom"]["mae"],
+        "atoms": len(atoms),
+        "step_ms_median": middle,
+        "step_ms_lower_quartile": low,
+        "step_ms_upper_quartile": high,
+    }
+
+
+def on_front(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Whether no other model has both a smaller error and a faster step."""
+    keys = ("forces_mae_meV_per_A", "step_ms_median")
+    return not any(all(other[key] < row[key] for key in keys) for other in rows)
+
+
+def draw(rows: list[dict[str, Any]], about: str, path: Path) -> None:
+    """A point for each model, and a line through the front."""
+    figure = Figure(figsize=(6.0, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for row in rows:
+        place = (row["step_ms_median"], row["forces_mae_meV_per_A"])
+        axis.loglog(*place, "o", color="C0" if on_front(row, rows) else "0.6")
+        axis.annotate(f" {Path(row['model']).name}", place, fontsize=8)
+    front = sorted((row for row in rows if on_front(row, rows)), key=lambda r: r["step_ms_median"])
+    times = [row["step_ms_median"] for row in front]
+    axis.loglog(times, [row["forces_mae_meV_per_A"] for row in front], color="C0", zorder=0)
+    axis.set_xlabel(f"ms a step, {rows[0]['atoms']:,} atoms")
+    axis.set_ylabel("mean absolute error of forces, meV/Å")
+    figure.suptitle(about, fontsize=6)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measures, and writes the table and a picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--test", type=Path, required=True, help="labelled frames")
+    parser.add_argument("--atoms", type=int, help="of the system [those of the first test frame]")
+    parser.add_argument("--energy-key")
+    parser.add_argument("--forces-key")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument("--threads", type=int, default=peers.cores())
+    parser.add_argument("--output", type=Path, default=Path("pareto"), help="a folder")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    about = (
+        f"{peers.machine()}; {options.threads} threads; {options.seconds:g} s each;"
+        f" {peers.versions(['mdlearn'], peers.ENVIRONMENTS)}; {options.test.name}"
+    )
+    rows = [measure(model, options) for model in options.models]
+    lines = [
+        "| model | network | parameters | forces, meV/Å | energy, meV/atom | ms (quartiles) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["step_ms_lower_quartile"], row["step_ms_upper_quartile"]
+        star = " *" if on_front(row, rows) else ""
+        lines.append(
+            f"| {Path(row['model']).name}{star} | {row['network']} | {row['parameters']:,} |"
+            f" {row['forces_mae_meV_per_A']:.2f} | {row['energy_mae_meV_per_atom']:.3f} |"
+            f" {row['step_ms_median']:.3g} ({low:.3g} to {high:.3g}) |"
+        )
+    with (options.output / "pareto.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "about"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | {"about": about} for row in rows)
+    text = "\n\n".join([about, "\n".join(lines), "* on the front"])
+    (options.output / "table.md").write_text(text + "\n", encoding="utf-8")
+    draw(rows, about, options.output / "pareto.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

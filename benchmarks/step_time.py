@@ -1,0 +1,216 @@
+"""Milliseconds for a step of molecular dynamics: mdlearn and its peers, each in its own process.
+
+    python benchmarks/step_time.py --threads 1 --output steptime
+
+A step is velocity Verlet with forces and with neighbor lists, as each package makes them: MACE and
+NequIP by their calculators in ASE, with a list at every step; SchNetPack by its own simulator, and
+mdlearn by what `mdlearn simulate` runs, guards included, with lists that are kept while they are
+good. Nothing is written. All in float32 (mdlearn keeps positions and sums in float64) at a cutoff
+of 5 Å, with random weights, on which the time does not depend.
+
+Atoms begin at 300 K and turn back after 20 steps of 0.5 fs, so that lists wear out and systems
+still stay what they are. Times are means of such legs. Peers come at sizes that their documentation
+recommends. In each round all engines take turns; ratios are of one round, so that what slows the
+whole machine down cancels. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import driving
+import numpy as np
+import peers
+from ase.neighborlist import neighbor_list
+from matplotlib.figure import Figure
+
+CUTOFF = 5.0
+SYSTEMS = ("data/ethanol.xyz:9", "data/water.xyz:192", "data/water.xyz:1536")
+
+
+class Engine(NamedTuple):
+    """One way to do a step."""
+
+    label: str
+    package: str
+    model: dict[str, Any]
+
+
+DEFAULT = {
+    "architecture": "equivariant",
+    "features": 32,
+    "interactions": 2,
+    "radial": 12,
+    "replicas": 1,
+}
+SCHNET = {"architecture": "schnet", "features": 128, "interactions": 6, "radial": 20}
+PAINN = {"architecture": "painn", "features": 128, "interactions": 3, "radial": 20}
+NEQUIP = {"features": 32, "layers": 4, "l_max": 1}
+COMPILED = "NequIP, the same, by nequip-compile"
+FROZEN = Engine("mdlearn, frozen", "mdlearn", {**DEFAULT, "frozen": True})
+ENGINES = (
+    FROZEN,
+    Engine("mdlearn, not frozen", "mdlearn", {**DEFAULT, "frozen": False}),
+    Engine("SchNetPack SchNet, 128 features, 6 interactions", "schnetpack", SCHNET),
+    Engine("SchNetPack PaiNN, 128 features, 3 interactions", "schnetpack", PAINN),
+    Engine("MACE, 64 channels, L = 0", "mace", {"channels": 64, "max_l": 0}),
+    Engine("MACE, 64 channels, L = 1", "mace", {"channels": 64, "max_l": 1}),
+    Engine("NequIP, 32 features, 4 layers, l = 1", "nequip", {**NEQUIP, "compiled": None}),
+    Engine(COMPILED, "nequip", NEQUIP),
+)
+
+
+class Case(NamedTuple):
+    """A system to simulate."""
+
+    name: str
+    path: Path
+    pairs: int
+
+
+def write_case(argument: str, folder: Path) -> Case:
+    """The system that `file:atoms` names, with its velocities, where every package can read it."""
+    path, n_atoms = argument.rsplit(":", 1)
+    atoms = driving.grow(path, int(n_atoms))
+    name = f"{Path(path).stem}, {len(atoms):,} atoms"
+    target = (folder / f"{Path(path).stem}-{len(atoms)}.xyz").resolve()
+    ase.io.write(target, atoms, format="extxyz")
+    return Case(name, target, len(neighbor_list("i", atoms, CUTOFF)))
+
+
+def table(cases: list[Case], times: dict[tuple[str, str], list[tuple[float, float, float]]]) -> str:
+    """Medians and quartiles in ms, and ratios to the first engine."""
+    header = ["engine"]
+    for case in cases:
+        header += [f"{case.name} ({case.pairs:,} pairs): ms a step (quartiles)", "times as long"]
+    rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for engine in ENGINES:
+        cells = [engine.label]
+        for case in cases:
+            own = times.get((case.name, engine.label), [])
+            first = times.get((case.name, FROZEN.label), [])
+            if not own:
+                cells += ["", ""]
+                continue
+            low, middle, high = np.median(own, 0)
+            cells.append(f"{middle:.3g} ({low:.3g} to {high:.3g})")
+            ratios = [a[1] / b[1] for a, b in zip(own, first, strict=False)]
+            spread = f" ({min(ratios):.3g} to {max(ratios):.3g})" if len(ratios) > 1 else ""
+            cells.append(f"{np.median(ratios):.3g}{spread}" if ratios else "")
+        if any(cells[1:]):
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def draw(
+    cases: list[Case],
+    times: dict[tuple[str, str], list[tuple[float, float, float]]],
+    about: str,
+    path: Path,
+) -> None:
+    """Bars of the medians, a panel for each system."""
+    figure = Figure(figsize=(4.0 * len(cases) + 3.0, 4.0), layout="constrained")
+    axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    labels = [each.label for each in reversed(ENGINES)]
+    for axis, case in zip(axes, cases, strict=True):
+        for place, label in enumerate(labels):
+            if found := times.get((case.name, label)):
+                low, middle, high = np.median(found, 0)
+                axis.barh(place, middle, color="C0" if label == FROZEN.label else "0.6")
+                axis.plot([low, high], [place, place], color="k")
+                axis.annotate(f" {middle:.3g}", (high, place), va="center", fontsize=8)
+        axis.set_xscale("log")
+        axis.margins(x=0.2)
+        axis.set_title(case.name)
+        axis.set_xlabel("ms a step")
+        axis.set_yticks(range(len(labels)), labels)
+    figure.suptitle(about, fontsize=6)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measures in rounds, and writes the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("systems", nargs="*", metavar="FILE:ATOMS", default=SYSTEMS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument(
+        "--packages",
+        nargs="+",
+        choices=("mdlearn", *peers.PEERS),
+        default=["mdlearn", *peers.PEERS],
+    )
+    parser.add_argument("--output", type=Path, default=Path("steptime"), help="a folder")
+    peers.add_arguments(parser)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    log = options.output / "log.txt"
+    about = (
+        f"{peers.machine()}; {options.threads} threads; {options.rounds} rounds of"
+        f" {options.seconds:g} s; {peers.versions(options.packages, options.environments)}"
+    )
+    print(about, flush=True)
+    cases = [write_case(each, options.output) for each in options.systems]
+    rows: list[dict[str, Any]] = []
+    times: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    missing: dict[str, str] = {}
+    engines = [each for each in ENGINES if each.package in options.packages]
+    for turn in range(options.rounds):
+        for case in cases:
+            for engine in engines:
+                request: dict[str, Any] = {"action": "step", "structure": str(case.path)}
+                request |= {"seconds": options.seconds, "cutoff": CUTOFF, **engine.model}
+                if engine.label == COMPILED:
+                    # Made in the first round, which takes minutes, and for the system at hand.
+                    request["compiled"] = str(case.path.with_suffix(".nequip.pt2"))
+                found = peers.ask(
+                    engine.package, request, options.environments, options.threads, log
+                )
+                where = f"{case.name} | {engine.label}"
+                if "error" in found:
+                    missing[where] = found["error"]
+                    print(f"{where}: {found['error']}", file=sys.stderr, flush=True)
+                    continue
+                low, middle, high = (1e3 * np.percentile(found["times"], (25, 50, 75))).tolist()
+                times.setdefault((case.name, engine.label), []).append((low, middle, high))
+                rows.append(
+                    {
+                        "system": case.name,
+                        "pairs": case.pairs,
+                        "engine": engine.label,
+                        "package": engine.package,
+                        "model": json.dumps(engine.model),
+                        "parameters": found["parameters"],
+                        "threads": options.threads,
+                        "round": turn,
+                        "legs": len(found["times"]),
+                        "steps_of_a_leg": found["steps"],
+                        "step_ms_median": round(middle, 4),
+                        "step_ms_lower_quartile": round(low, 4),
+                        "step_ms_upper_quartile": round(high, 4),
+                        "step_ms_mean": round(1e3 * float(np.mean(found["times"])), 4),
+                        "step_ms_processor": round(1e3 * found["processor_time"], 4),
+                        "peak_MB": round(found["peak_MB"], 1),
+                        "about": about,
+                    }
+                )
+                print(f"{turn} {where} | {middle:.4g} ms", flush=True)
+        with (options.output / "rounds.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        notes = "\n".join(f"- not measured: {key}: {why}" for key, why in missing.items())
+        text = "\n\n".join(part for part in (about, table(cases, times), notes) if part)
+        (options.output / "table.md").write_text(text + "\n", encoding="utf-8")
+        draw(cases, times, about, options.output / "steptime.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
