@@ -84,6 +84,11 @@ def write_case(argument: str, folder: Path) -> Case:
     return Case(name, target, len(neighbor_list("i", atoms, CUTOFF)))
 
 
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
+
+
 def table(cases: list[Case], times: dict[tuple[str, str], list[tuple[float, float, float]]]) -> str:
     """Medians and quartiles in ms, and ratios to the first engine."""
     header = ["engine"]
@@ -99,10 +104,10 @@ def table(cases: list[Case], times: dict[tuple[str, str], list[tuple[float, floa
                 cells += ["", ""]
                 continue
             low, middle, high = np.median(own, 0)
-            cells.append(f"{middle:.3g} ({low:.3g} to {high:.3g})")
+            cells.append(f"{short(middle)} ({short(low)} to {short(high)})")
             ratios = [a[1] / b[1] for a, b in zip(own, first, strict=False)]
-            spread = f" ({min(ratios):.3g} to {max(ratios):.3g})" if len(ratios) > 1 else ""
-            cells.append(f"{np.median(ratios):.3g}{spread}" if ratios else "")
+            spread = f" ({short(min(ratios))} to {short(max(ratios))})" if len(ratios) > 1 else ""
+            cells.append(f"{short(float(np.median(ratios)))}{spread}" if ratios else "")
         if any(cells[1:]):
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -114,17 +119,19 @@ def draw(
     about: str,
     path: Path,
 ) -> None:
-    """Bars of the medians, a panel for each system."""
+    """Medians and quartiles, a panel for each system."""
     figure = Figure(figsize=(4.0 * len(cases) + 3.0, 4.0), layout="constrained")
     axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
-    labels = [each.label for each in reversed(ENGINES)]
+    measured = {label for _, label in times}
+    labels = [each.label for each in reversed(ENGINES) if each.label in measured]
     for axis, case in zip(axes, cases, strict=True):
         for place, label in enumerate(labels):
             if found := times.get((case.name, label)):
                 low, middle, high = np.median(found, 0)
-                axis.barh(place, middle, color="C0" if label == FROZEN.label else "0.6")
-                axis.plot([low, high], [place, place], color="k")
-                axis.annotate(f" {middle:.3g}", (high, place), va="center", fontsize=8)
+                color = "C0" if label == FROZEN.label else "0.4"
+                axis.plot([low, high], [place, place], color=color)
+                axis.plot(middle, place, "o", color=color)
+                axis.annotate(f"  {short(middle)}", (high, place), va="center", fontsize=8)
         axis.set_xscale("log")
         axis.margins(x=0.2)
         axis.set_title(case.name)
