@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from mdlearn.atoms import read_frames
-from mdlearn.packed import PackedWriter
+from mdlearn.packing import PackedWriter
 
 EVERY_S = 0.5
 

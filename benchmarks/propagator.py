@@ -26,7 +26,7 @@ from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
 from mdlearn import Trajectory
-from mdlearn.analysis import BONDED, first_broken_bond
+from mdlearn.analysis import BONDED, follow_bonds
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build
 from mdlearn.potentials.checkpoint import load_model
@@ -92,7 +92,7 @@ def describe(name: str, path: Path, model: Path, seconds: float, errors: str) ->
         for limit, until in kept.items():
             off = np.flatnonzero(~(np.abs(energy - energy[0]) <= limit))
             until.append(time[off[0]] if len(off) else time[-1])
-        broken = first_broken_bond(each)
+        broken = follow_bonds(each).broken
         ends.append(broken.frame if broken else len(time))
         whole.append(time[ends[-1] - 1])
         late.append(each.observable("temperature")[ends[-1] * 4 // 5 : ends[-1]].mean())
