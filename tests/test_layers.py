@@ -62,7 +62,8 @@ FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
 # What is frozen computes on a CPU, where a tensor is an array and nobody waits.
-HOT = [name for name in HOT if name not in (*CHECKPOINTS, "potentials.frozen")]
+EAGER = (*CHECKPOINTS, "potentials.frozen", "potentials.frozen_pairs")
+HOT = [name for name in HOT if name not in EAGER]
 SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
 CASTS = {"bool", "float", "int"}
 
