@@ -121,6 +121,8 @@ def test_below_the_driver_there_is_only_torch(name: str) -> None:
     allowed = LIBRARIES_BELOW | ({"safetensors"} if name in CHECKPOINTS else set())
     if name.startswith("potentials.kernels."):
         allowed = {"numpy", "numba"}
+    if name == "neighbors":
+        allowed = allowed | {"numba"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
     if name in CHECKPOINTS:
