@@ -29,6 +29,8 @@ costs little."""
 WIDE_SKIN = 1.5
 """Å, for molecules of up to `FEW_ATOMS`: rebuilding their lists costs more than their pairs do."""
 FEW_ATOMS = 24
+PAIRWISE_SKIN = 1.0
+"""Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
 LARGEST_EXTENT = 1e5
 """Å. The cell list ends the whole process for open systems that span ten times this."""
 
@@ -122,11 +124,13 @@ def _build(
     systems: Sequence[System], indices: Sequence[int], reach: float, capacity: int
 ) -> Neighbors:
     """The lists of systems, which messages call by their indices."""
-    parts = [_build_one(each, index, reach) for each, index in zip(systems, indices, strict=True)]
-    widest = max(1, max(each.j.shape[1] for each in parts))
-    if widest > capacity:
-        capacity = -(-max(widest, int(1.1 * capacity)) // 4) * 4
-    return concatenate(parts, capacity)
+    parts = [
+        _build_one(each, index, reach, capacity)
+        for each, index in zip(systems, indices, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return concatenate(parts, max(each.j.shape[1] for each in parts))
 
 
 def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
@@ -157,8 +161,8 @@ def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
     )
 
 
-def _build_one(system: System, index: int, reach: float) -> Neighbors:
-    """The list of a single system, exactly as wide as its busiest atom needs."""
+def _build_one(system: System, index: int, reach: float, capacity: int) -> Neighbors:
+    """The list of a single system, as wide as the one before or as its busiest atom needs."""
     positions = system.positions.detach().cpu().double().numpy()
     cell = system.cell[0].detach().cpu().double().numpy()
     pbc = system.pbc[0].cpu().numpy()
@@ -166,7 +170,7 @@ def _build_one(system: System, index: int, reach: float) -> Neighbors:
     search = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, shift = search.compute(positions, _complete(cell, pbc), pbc, "ijS")
 
-    rows = _lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions))
+    rows = _lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
     target, translation, partner, valid = (
         torch.from_numpy(each).to(system.positions.device) for each in rows
     )
@@ -185,7 +189,11 @@ def _build_one(system: System, index: int, reach: float) -> Neighbors:
 
 @njit(cache=True)
 def _lay_out(
-    i: NDArray[np.int64], j: NDArray[np.int64], shift: NDArray[np.int32], n_atoms: int
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    shift: NDArray[np.int32],
+    n_atoms: int,
+    capacity: int,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Rows of neighbors from a half list: `j`, `shift`, `reverse` and `valid` of `Neighbors`.
 
@@ -198,10 +206,13 @@ def _lay_out(
     for p in range(len(i)):
         counts[i[p]] += 1
         counts[j[p]] += 1
-    width = 0
+    widest = 1
     for n in range(n_atoms):
         first[n + 1] = first[n] + counts[n]
-        width = max(width, counts[n])
+        widest = max(widest, counts[n])
+    width = capacity
+    if widest > capacity:
+        width = -(-max(widest, int(1.1 * capacity)) // 4) * 4
     entries = np.empty(2 * len(i), np.int64)
     filled = first[:-1].copy()
     for p in range(len(i)):
