@@ -9,6 +9,7 @@ import ctypes
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,33 @@ def trajectory(
     return {"positions": (last + length * image + (x - x % length)).tolist()}
 
 
+def lennard_jones(cells: int, steps: int, timestep: float, skin: float) -> dict[str, Any]:
+    """Argon; the time step is in fs and the skin in Å."""
+    engine = begin()
+    engine.commands_string(f"""
+        clear
+        units metal
+        atom_style atomic
+        lattice fcc 5.72
+        region box block 0 {cells} 0 {cells} 0 {cells}
+        create_box 1 box
+        create_atoms 1 box
+        mass 1 39.948
+        velocity all create 180 4711
+        pair_style lj/cut 8.5
+        pair_coeff 1 1 0.010323 3.405
+        neighbor {skin} bin
+        neigh_modify delay 0 every 1 check yes
+        timestep {timestep / 1000.0}
+        fix 1 all nve
+        run 100""")
+    began = time.process_time()
+    engine.command(f"run {steps} post no")
+    return {"ms_per_step": 1e3 * (time.process_time() - began) / steps}
+
+
 if __name__ == "__main__":
     request = json.load(sys.stdin)
     request.pop("threads")
-    actions = {"liquid": liquid, "trajectory": trajectory}
+    actions = {"liquid": liquid, "trajectory": trajectory, "lennard_jones": lennard_jones}
     print(json.dumps(actions[request.pop("action")](**request)))

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import csv
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import ase.build
 import ase.io
 import driving
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mdlearn import units
 from mdlearn.atoms import read_frames, to_system
 from mdlearn.calculator import MDLearnCalculator
 from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.device import choose_threads
-from mdlearn.neighbors import SKIN, build
+from mdlearn.guards import make_limits
+from mdlearn.integrators import velocity_verlet
+from mdlearn.neighbors import PAIRWISE_SKIN, SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import Evaluable, evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
-from mdlearn.simulate import simulate, start
+from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example
@@ -173,5 +178,29 @@ def predict(output: str, frames: str) -> dict[str, Any]:
     return driving.predict(MDLearnCalculator(Path(output) / "run"), frames)
 
 
+def lennard_jones(cells: int, steps: int, timestep: float) -> dict[str, Any]:
+    """Times dynamics of argon by the frozen potential; the time step is in fs."""
+    settings = Settings("lennard-jones", 8.5, 1, 1, 1, 1.0, 1.0, ((18, 18, 2.9),))
+    potential = make_potential((18,), {18: 0.0}, settings).double()
+    potential.get_parameter("log_sigma").data.fill_(math.log(3.405))
+    potential.get_parameter("log_epsilon").data.fill_(math.log(0.010323))
+    system = to_system(ase.build.bulk("Ar", "fcc", a=5.72, cubic=True) * (cells, cells, cells))
+    kT = torch.tensor([180.0 * units.kB], dtype=torch.float64)
+    limits = make_limits(((18, 18, 2.9),), ((18, 1.0),), kT)
+    dynamics = isolated(freeze(potential), velocity_verlet(timestep * units.fs), system)
+    dynamics = dynamics._replace(limits=limits, skin=PAIRWISE_SKIN)
+    snapshot = start(dynamics, system, maxwell_boltzmann(system, kT, [0]))
+
+    def advance(snapshot: Snapshot, steps: int) -> Snapshot:
+        end = snapshot.state.step + steps
+        return simulate(dynamics, snapshot, steps=end, every=steps, observe=lambda _: True)
+
+    snapshot = advance(snapshot, 20)
+    began = time.process_time()
+    advance(snapshot, steps)
+    return {"ms_per_step": 1e3 * (time.process_time() - began) / steps}
+
+
 if __name__ == "__main__":
-    driving.run({"throughput": throughput, "step": step, "train": train, "predict": predict})
+    actions = {"throughput": throughput, "step": step, "train": train, "predict": predict}
+    driving.run(actions | {"lennard_jones": lennard_jones})

@@ -60,6 +60,19 @@ class Limits(NamedTuple):
     """eV per atom that the conserved energy may move; infinite where nobody knows it."""
 
 
+class Watched(NamedTuple):
+    """Pairs that could come too near while a neighbor list is good: they are few."""
+
+    n: Tensor
+    """(pairs,) int64, one atom,"""
+    j: Tensor
+    """(pairs,) int64, the other one,"""
+    shift: Tensor
+    """(pairs, 3), and the lattice translation of that."""
+    nearest: Tensor
+    """(pairs,) Å, how near they may come."""
+
+
 class Trip(NamedTuple):
     """A guard that has tripped."""
 
@@ -99,14 +112,38 @@ def at_start(limits: Limits) -> Limits:
     return limits._replace(nearest=WALL_MARGIN)
 
 
-def shares(state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None) -> Tensor:
+def watch_reach(system: System, limits: Limits | None) -> float:
+    """Å, how near no two atoms of a batch may come, whichever these are. Looks at values."""
+    if limits is None:
+        return 0.0
+    present = system.numbers.unique()
+    return limits.nearest * float(limits.distance[present][:, present].max())
+
+
+def watch(system: System, neighbors: Neighbors, limits: Limits | None) -> Watched:
+    """Pairs of a list that the guard of distance is to look at, each of them once.
+
+    A list that reaches `watch_reach` and a skin has all that can come too near while it is good.
+    """
+    slots = torch.arange(neighbors.reverse.numel(), device=neighbors.j.device)
+    once = neighbors.valid & (slots.view_as(neighbors.reverse) < neighbors.reverse)
+    n, k = torch.nonzero(once, as_tuple=True)
+    j, shift = neighbors.j[n, k], neighbors.shift[n, k]
+    if limits is None:
+        n, j, shift = n[:0], j[:0], shift[:0]
+        return Watched(n, j, shift, shift[:, 0])
+    nearest = limits.nearest * limits.distance[system.numbers[n], system.numbers[j]]
+    return Watched(n, j, shift, nearest)
+
+
+def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | None) -> Tensor:
     """How much of its limit each guarded quantity of each system has used.
 
     A sound one is at most one; those of distance and force are squared.
 
     Args:
         state: after a step.
-        neighbors: a list that is good for it.
+        watched: pairs of a list that is good for it.
         conserved: (n_systems,) eV, the conserved energy at the start.
         limits: None for no guard but that of the energy.
 
@@ -118,20 +155,22 @@ def shares(state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits
     drift = _drift(state, conserved).abs() / (LARGEST_DRIFT if limits is None else limits.drift)
     if limits is None:
         return drift[None]
-    squared = pair_vectors(system, neighbors).square().sum(2)  # (n_atoms, K)
-    close = (_nearest(state, neighbors, limits).square() / squared).amax(1)
+    n, j, shift, nearest = watched
+    translation = torch.bmm(shift[:, None], system.cell[system.system[n]])[:, 0]
+    squared = (system.positions[j] - system.positions[n] + translation).square().sum(1)
+    close = squared.new_zeros(len(system.cell))
+    close = close.scatter_reduce(0, system.system[n], nearest.square() / squared, "amax")
     strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
     hot = kinetic_energy(state) / _largest_kinetic_energy(state, limits)
-    return torch.stack(
-        [largest_by_system(close, system), largest_by_system(strong, system), hot, drift]
-    )
+    return torch.stack([close, largest_by_system(strong, system), hot, drift])
 
 
 def find_trips(
     state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None
 ) -> list[Trip]:
     """The guards that have tripped, the first one of each system; see `shares`."""
-    exceeded = ~(shares(state, neighbors, conserved, limits) <= 1.0)  # True for NaN
+    watched = watch(state.system, neighbors, limits)
+    exceeded = ~(shares(state, watched, conserved, limits) <= 1.0)  # True for NaN
     trips = []
     for index in torch.nonzero(exceeded.any(0)).flatten().tolist():
         guard = int(torch.nonzero(exceeded[:, index])[0]) + 4 - len(exceeded)

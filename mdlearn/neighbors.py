@@ -10,11 +10,12 @@ atom) is a gather through `reverse`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import vesin
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -28,6 +29,8 @@ costs little."""
 WIDE_SKIN = 1.5
 """Å, for molecules of up to `FEW_ATOMS`: rebuilding their lists costs more than their pairs do."""
 FEW_ATOMS = 24
+PAIRWISE_SKIN = 1.0
+"""Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
 LARGEST_EXTENT = 1e5
 """Å. The cell list ends the whole process for open systems that span ten times this."""
 
@@ -121,11 +124,13 @@ def _build(
     systems: Sequence[System], indices: Sequence[int], reach: float, capacity: int
 ) -> Neighbors:
     """The lists of systems, which messages call by their indices."""
-    parts = [_build_one(each, index, reach) for each, index in zip(systems, indices, strict=True)]
-    widest = max(1, max(each.j.shape[1] for each in parts))
-    if widest > capacity:
-        capacity = -(-max(widest, int(1.1 * capacity)) // 4) * 4
-    return concatenate(parts, capacity)
+    parts = [
+        _build_one(each, index, reach, capacity)
+        for each, index in zip(systems, indices, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return concatenate(parts, max(each.j.shape[1] for each in parts))
 
 
 def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
@@ -156,8 +161,8 @@ def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
     )
 
 
-def _build_one(system: System, index: int, reach: float) -> Neighbors:
-    """The list of a single system, exactly as wide as its busiest atom needs."""
+def _build_one(system: System, index: int, reach: float, capacity: int) -> Neighbors:
+    """The list of a single system, as wide as the one before or as its busiest atom needs."""
     positions = system.positions.detach().cpu().double().numpy()
     cell = system.cell[0].detach().cpu().double().numpy()
     pbc = system.pbc[0].cpu().numpy()
@@ -165,38 +170,100 @@ def _build_one(system: System, index: int, reach: float) -> Neighbors:
     search = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, shift = search.compute(positions, _complete(cell, pbc), pbc, "ijS")
 
-    # Each pair of the half list fills two slots that know each other.
-    n, pairs = len(positions), len(i)
-    source = np.concatenate([i, j]).astype(np.int64)
-    target = np.concatenate([j, i]).astype(np.int64)
-    shift = np.concatenate([shift, -shift]).reshape(-1, 3)
-    # A fixed order within each row makes sums independent of how the search walked its cells.
-    order = np.lexsort((*shift.T, target, source))
-    counts = np.bincount(source, minlength=n)
-    width = int(counts.max()) if pairs else 0
-    slot = np.empty(2 * pairs, np.int64)
-    rank = np.arange(2 * pairs) - np.repeat(np.cumsum(counts) - counts, counts)
-    slot[order] = source[order] * width + rank
-
-    def dense(values: NDArray[np.generic], fill: NDArray[np.generic]) -> Tensor:
-        flat = np.broadcast_to(fill, (n * width, *values.shape[1:])).astype(values.dtype)
-        flat[slot] = values
-        return torch.from_numpy(flat.reshape(n, width, *values.shape[1:])).to(
-            system.positions.device
-        )
-
-    partner = np.concatenate([slot[pairs:], slot[:pairs]])
+    rows = _lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
+    target, translation, partner, valid = (
+        torch.from_numpy(each).to(system.positions.device) for each in rows
+    )
     dtype = system.positions.dtype
     return Neighbors(
-        dense(target, np.repeat(np.arange(n), width)),
-        dense(shift, np.zeros(3)).to(dtype),
-        dense(partner, np.arange(n * width)),
-        dense(np.ones(2 * pairs, bool), np.zeros(())),
+        target,
+        translation.to(dtype),
+        partner,
+        valid,
         system.positions.detach(),
         system.cell.detach(),
         torch.linalg.pinv(system.cell.detach()),
         torch.tensor(reach, dtype=dtype, device=system.positions.device),
     )
+
+
+@njit(cache=True)
+def _lay_out(
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    shift: NDArray[np.int32],
+    n_atoms: int,
+    capacity: int,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Rows of neighbors from a half list: `j`, `shift`, `reverse` and `valid` of `Neighbors`.
+
+    A pair p fills two slots that know each other, with entries 2p of atom i and 2p + 1 of atom j. A
+    fixed order within each row, by neighbor and translation, makes sums independent of how the
+    search walked its cells. Atoms that hand over their entries in turn bring it about, but for
+    images of the same atom.
+    """
+    first, counts = np.zeros(n_atoms + 1, np.int64), np.zeros(n_atoms, np.int64)
+    for p in range(len(i)):
+        counts[i[p]] += 1
+        counts[j[p]] += 1
+    widest = 1
+    for n in range(n_atoms):
+        first[n + 1] = first[n] + counts[n]
+        widest = max(widest, counts[n])
+    width = capacity
+    if widest > capacity:
+        width = -(-max(widest, int(1.1 * capacity)) // 4) * 4
+    entries = np.empty(2 * len(i), np.int64)
+    filled = first[:-1].copy()
+    for p in range(len(i)):
+        entries[filled[i[p]]] = 2 * p
+        filled[i[p]] += 1
+        entries[filled[j[p]]] = 2 * p + 1
+        filled[j[p]] += 1
+    row = np.empty((n_atoms, width), np.int64)
+    counts[:] = 0
+    for n in range(n_atoms):
+        for entry in entries[first[n] : first[n + 1]]:
+            p, twin = entry // 2, entry ^ 1  # the twin belongs to the other atom and points here
+            other = i[p] if twin % 2 == 0 else j[p]
+            k = counts[other]
+            while k > 0:
+                before = row[other, k - 1]
+                q = before // 2
+                if (j[q] if before % 2 == 0 else i[q]) != n:
+                    break
+                order = 0
+                for axis in (2, 1, 0):
+                    one = shift[p, axis] if twin % 2 == 0 else -shift[p, axis]
+                    two = shift[q, axis] if before % 2 == 0 else -shift[q, axis]
+                    if one != two:
+                        order = 1 if one > two else -1
+                        break
+                if order > 0:
+                    break
+                row[other, k] = before
+                k -= 1
+            row[other, k] = twin
+            counts[other] += 1
+    slots = np.empty(2 * len(i), np.int64)
+    for n in range(n_atoms):
+        for k in range(counts[n]):
+            slots[row[n, k]] = n * width + k
+    target, reverse = np.empty((n_atoms, width), np.int64), np.empty((n_atoms, width), np.int64)
+    translation = np.zeros((n_atoms, width, 3))
+    valid = np.zeros((n_atoms, width), np.bool_)
+    for n in range(n_atoms):
+        for k in range(width):
+            target[n, k], reverse[n, k] = n, n * width + k
+            if k < counts[n]:
+                entry = row[n, k]
+                p, sign = entry // 2, 1 - 2 * (entry % 2)
+                target[n, k] = j[p] if sign > 0 else i[p]
+                reverse[n, k] = slots[entry ^ 1]
+                valid[n, k] = True
+                for axis in range(3):
+                    translation[n, k, axis] = sign * shift[p, axis]
+    return target, translation, reverse, valid
 
 
 def _check_geometry(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
-from mdlearn.guards import Limits, Trip, find_trips, leap, shares
+from mdlearn.guards import Limits, Trip, Watched, find_trips, leap, shares, watch, watch_reach
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -279,6 +279,11 @@ def simulate(
     older = newer = snapshot
     cutoff, skin = dynamics.potential.cutoff, dynamics.skin
     moved = moved_since_build(state.system, neighbors)
+    # The guard of distance has a list of its own, as old as the other one and much shorter.
+    near = watch_reach(state.system, dynamics.limits)
+    places = {"positions": neighbors.reference, "cell": neighbors.reference_cell}
+    close = build(state.system._replace(**places), near, skin)
+    watched = watch(state.system, close, dynamics.limits)
     longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
@@ -287,9 +292,12 @@ def simulate(
         worn = moved > WORN * skin
         if bool(worn.any()):
             neighbors = rebuild(neighbors, state.system, worn, cutoff, skin)
+            close = rebuild(close, state.system, worn, near, skin)
+            watched = watch(state.system, close, dynamics.limits)
             moved = torch.where(worn, 0.0, moved)
         length = min(pace, every - state.step % every, steps - state.step)
-        trial, now, good, share = _run_block(dynamics, state, neighbors, conserved, moved, length)
+        lists = (neighbors, watched)
+        trial, now, good, share = _run_block(dynamics, state, lists, conserved, moved, length)
         pace = min(2 * pace, longest) if good == length else max(good, 1)
         if good == 0:
             first = dynamics.step(state, neighbors)
@@ -299,12 +307,14 @@ def simulate(
                 trips = [leap(state, first, index, skin / 2) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
             neighbors = rebuild(neighbors, state.system, left, cutoff, skin)
+            close = rebuild(close, state.system, left, near, skin)
+            watched = watch(state.system, close, dynamics.limits)
             moved = torch.where(left, 0.0, moved)
             continue
         if good < length:
-            trial, now, _, share = _run_block(dynamics, state, neighbors, conserved, moved, good)
+            trial, now, _, share = _run_block(dynamics, state, lists, conserved, moved, good)
         if not share <= 1.0:  # NaN trips too
-            last = Snapshot(_to_trip(dynamics, state, neighbors, conserved), neighbors, conserved)
+            last = Snapshot(_to_trip(dynamics, state, lists, conserved), neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
         state, moved = trial, now
@@ -320,7 +330,7 @@ def simulate(
 def _run_block(
     dynamics: Dynamics,
     state: State,
-    neighbors: Neighbors,
+    lists: tuple[Neighbors, Watched],
     conserved: Tensor,
     moved: Tensor,
     length: int,
@@ -331,6 +341,7 @@ def _run_block(
         The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
+    neighbors, watched = lists
     going, good, share = (moved.new_full((), start) for start in (1.0, 0.0, 0.0))
     for _ in range(length):
         state = dynamics.step(state, neighbors)
@@ -339,17 +350,20 @@ def _run_block(
         good_list = (last <= WORN * dynamics.skin) & (moved <= dynamics.skin / 2)
         going = going * good_list.all()
         good = good + going
-        share = torch.maximum(share, shares(state, neighbors, conserved, dynamics.limits).max())
+        share = torch.maximum(share, shares(state, watched, conserved, dynamics.limits).max())
     steps, largest = torch.stack([good, share]).tolist()
     return state, moved, int(steps), largest
 
 
-def _to_trip(dynamics: Dynamics, state: State, neighbors: Neighbors, conserved: Tensor) -> State:
+def _to_trip(
+    dynamics: Dynamics, state: State, lists: tuple[Neighbors, Watched], conserved: Tensor
+) -> State:
     """The first state of a block in which a guard trips."""
+    neighbors, watched = lists
     share = 0.0
     while share <= 1.0:
         state = dynamics.step(state, neighbors)
-        share = float(shares(state, neighbors, conserved, dynamics.limits).max())
+        share = float(shares(state, watched, conserved, dynamics.limits).max())
     return state
 
 

@@ -26,7 +26,7 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Frozen, evaluate
 from mdlearn.potentials.frozen import disagreement, freeze
 from mdlearn.potentials.kernels.sphere import harmonics, pull_back, tangents
-from mdlearn.potentials.network import Settings
+from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
 from mdlearn.simulate import isolated, maxwell_boltzmann, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
@@ -42,7 +42,9 @@ def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:
     assert (ours.stress - theirs.stress).nan_to_num().abs().max() < tolerance
 
 
-def both(network: Equivariant, system: System, skin: float = 0.0) -> tuple[Evaluation, Evaluation]:
+def both(
+    network: ParametricPotential, system: System, skin: float = 0.0
+) -> tuple[Evaluation, Evaluation]:
     frozen = freeze(network)
     assert isinstance(frozen, Frozen)
     neighbors = build(system, network.cutoff, skin)
@@ -153,9 +155,10 @@ def test_coincident_atoms_have_finite_forces() -> None:
 
 
 def test_what_has_no_loops_stays_itself() -> None:
-    for name in ARCHITECTURES:
+    looped = {"equivariant", "lennard-jones", "morse", "zbl"}
+    for name in [*ARCHITECTURES, "schnet+zbl", "equivariant+equivariant"]:
         potential = random_potential(name)
-        assert (freeze(potential) is potential) == (name != "equivariant")
+        assert (freeze(potential) is potential) == (name not in looped)
     chiral = random_network(Equivariant, parity="so3")
     assert freeze(chiral) is chiral
 
@@ -184,6 +187,83 @@ def test_dynamics_conserves_energy_and_follows_the_network() -> None:
         last = simulate(dynamics, first, steps=50, every=50, observe=lambda snapshot: True)
         ends.append(last.state.system.positions)
     assert (ends[0] - ends[1]).abs().max() < 1e-10
+
+
+class TestPairs:
+    """Functions of distances, alone and added to others."""
+
+    NAMES = (
+        "lennard-jones",
+        "morse",
+        "zbl",
+        "composition+lennard-jones",
+        "morse+zbl+lennard-jones",
+        "equivariant+zbl",
+        "zbl+composition+equivariant",
+    )
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("structure", STRUCTURES)
+    def test_loops_give_what_the_potential_gives(self, name: str, structure: str) -> None:
+        potential = random_potential(name, closest=((1, 6, 1.2), (8, 8, 2.9)))
+        assert_same(*both(potential, to_system(STRUCTURES[structure]), skin=0.4), 1e-10)
+
+    @pytest.mark.parametrize("name", ["lennard-jones", "zbl"])
+    def test_atoms_that_are_nearly_one(self, name: str) -> None:
+        potential = random_potential(name, closest=((6, 8, 1.2),))
+        for distance in (0.0, 0.003, 0.1):
+            atoms = ase.Atoms("CO", [[0.0, 0.0, 0.0], [0.0, 0.0, distance]])
+            frozen, eager = both(potential, to_system(atoms))
+            size = max(1.0, float(eager.forces.abs().max()), float(eager.energy.abs()))
+            assert frozen.forces.isfinite().all()
+            assert (frozen.forces - eager.forces).abs().max() < 1e-12 * size
+            assert (frozen.energy - eager.energy).abs() < 1e-12 * size
+
+    def test_a_batch_is_its_systems(self) -> None:
+        potential = random_potential("morse+zbl+lennard-jones")
+        systems = [to_system(each) for each in (molecule(), crystal(), tiny(), slab())]
+        together, expected = both(potential, concatenate(systems), skin=0.2)
+        assert_same(together, expected, 1e-10)
+        alone = [both(potential, each, skin=0.2)[0] for each in systems]
+        assert torch.equal(together.forces, torch.cat([each.forces for each in alone]))
+
+    def test_single_precision_is_computed_in_double(self) -> None:
+        potential = random_potential("lennard-jones").float()
+        frozen, eager = both(potential, to_system(crystal()))
+        exact = both(potential.double(), to_system(crystal()))[1]
+        error, rounding = ((each.forces - exact.forces).abs().max() for each in (frozen, eager))
+        assert error < rounding < 1e-5
+        assert disagreement(freeze(potential.float()), potential, to_system(molecule())) == ""
+
+    def test_threads_do_not_change_a_bit(self) -> None:
+        potential = random_potential("lennard-jones+zbl")
+        system = to_system(crystal().repeat((2, 2, 3)))
+        one, _ = both(potential, system)
+        torch.set_num_threads(2)
+        two, _ = both(potential, system)
+        for ours, theirs in zip(one, two, strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_rows_follow_the_list_and_not_the_positions(self) -> None:
+        potential = random_potential("lennard-jones")
+        frozen = freeze(potential)
+        systems = [to_system(crystal(seed=seed)) for seed in (0, 1)]
+        listed = [build(each, potential.cutoff, 0.8) for each in systems]
+        for system in systems:
+            for neighbors in listed:
+                expected = evaluate(potential, system, neighbors)
+                assert_same(evaluate(frozen, system, neighbors), expected, 1e-10)
+
+    def test_nothing_that_is_no_number_is_lost(self) -> None:
+        for name in ("lennard-jones", "morse", "zbl"):
+            potential = random_potential(name)
+            system = to_system(molecule())
+            neighbors = build(system, potential.cutoff)
+            positions = system.positions.clone()
+            positions[3, 1] = torch.nan
+            found = evaluate(freeze(potential), system._replace(positions=positions), neighbors)
+            assert found.energy.isnan().all()
+            assert found.forces[3].isnan().all()
 
 
 class TestSphere:

@@ -62,7 +62,8 @@ FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
 # What is frozen computes on a CPU, where a tensor is an array and nobody waits.
-HOT = [name for name in HOT if name not in (*CHECKPOINTS, "potentials.frozen")]
+EAGER = (*CHECKPOINTS, "potentials.frozen", "potentials.frozen_pairs")
+HOT = [name for name in HOT if name not in EAGER]
 SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
 CASTS = {"bool", "float", "int"}
 
@@ -120,6 +121,8 @@ def test_below_the_driver_there_is_only_torch(name: str) -> None:
     allowed = LIBRARIES_BELOW | ({"safetensors"} if name in CHECKPOINTS else set())
     if name.startswith("potentials.kernels."):
         allowed = {"numpy", "numba"}
+    if name == "neighbors":
+        allowed = allowed | {"numba"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
     if name in CHECKPOINTS:

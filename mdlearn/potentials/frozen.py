@@ -6,8 +6,6 @@ asked for charges. No derivative is taken of it: the loops give forces themselve
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,16 @@ from torch import Tensor
 
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials import equivariant
+from mdlearn.potentials.architectures import Sum
+from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
+from mdlearn.potentials.frozen_pairs import PAIRWISE, FrozenPairs, FrozenSum
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid
+from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
 
@@ -37,13 +39,26 @@ Array = NDArray[Any]
 def freeze(potential: ParametricPotential) -> Evaluable:
     """The fast form of a potential with its weights as they are now, or itself if it has none.
 
-    There are loops for the default network on a CPU, unless it is chiral.
+    There are loops for a CPU: for the default network, unless it is chiral, for functions of
+    distances, and for sums of both.
     """
-    on_cpu = potential.wall.start.device.type == "cpu"
-    if isinstance(potential, Equivariant) and on_cpu and potential.settings.parity == "o3":
-        fits = potential.settings.radial <= kernel.LANES
-        return FrozenEquivariant(potential) if fits else potential
+    if potential.wall.start.device.type != "cpu":
+        return potential
+    parts = list(potential.parts) if isinstance(potential, Sum) else [potential]
+    looped = [part for part in parts if isinstance(part, (*PAIRWISE, Composition))]
+    others = [part for part in parts if part not in looped]
+    if not others and any(isinstance(part, PAIRWISE) for part in looped):
+        return FrozenPairs(potential, looped, whole=True)
+    if len(others) == 1 and isinstance(others[0], Equivariant) and _has_loops(others[0]):
+        network = FrozenEquivariant(others[0])  # it has energies of isolated atoms, and walls
+        pairs = FrozenPairs(potential, looped, whole=False)
+        return FrozenSum([network, pairs]) if looped else network
     return potential
+
+
+def _has_loops(network: Equivariant) -> bool:
+    settings = network.settings
+    return settings.parity == "o3" and settings.radial <= kernel.LANES
 
 
 def disagreement(frozen: Evaluable, potential: ParametricPotential, system: System) -> str:
@@ -69,7 +84,7 @@ class FrozenEquivariant(Frozen):
         self.elements = network.elements
         self.weights = _weights(network)
         self.work: kernel.Workspace | None = None
-        self.pool: ThreadPoolExecutor | None = None
+        self.team = Team()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`. As many threads as torch has share the blocks of atoms."""
@@ -90,24 +105,17 @@ class FrozenEquivariant(Frozen):
             self.weights,
             work,
         )
-        n_stages, n_blocks = 2 * len(work.product) + 1, len(work.seen)
-        threads = min(torch.get_num_threads(), n_blocks)
-        if threads == 1:
-            kernel.sweep((0, n_stages), (0, n_blocks), *arguments)
+        stages = 2 * len(work.product) + 1
+        if torch.get_num_threads() == 1:
+            kernel.sweep((0, stages), (0, len(work.seen)), *arguments)
         else:
-            if self.pool is None:
-                self.pool = ThreadPoolExecutor(threads - 1)
-            bounds = [n_blocks * thread // threads for thread in range(threads + 1)]
-            parts = list(pairwise(bounds))
-            for stage in range(n_stages):
-                stages = (stage, stage + 1)
-                others = [
-                    self.pool.submit(kernel.sweep, stages, part, *arguments) for part in parts[1:]
-                ]
-                kernel.sweep(stages, parts[0], *arguments)
-                for each in others:
-                    each.result()
-        energy, stress = kernel.total(arguments[2], arguments[1], work)
+            for stage in range(stages):
+
+                def part(blocks: tuple[int, int], stage: int = stage) -> None:
+                    kernel.sweep((stage, stage + 1), blocks, *arguments)
+
+                self.team.share(len(work.seen), part)
+        energy, stress = kernel.total(arguments[2], arguments[1], work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
             torch.tensor(work.forces),

@@ -797,15 +797,15 @@ def sweep(
 
 
 @njit(cache=True)
-def total(system: Array, cell: Array, work: Workspace) -> tuple[Array, Array]:
+def total(system: Array, cell: Array, energies: Array, virials: Array) -> tuple[Array, Array]:
     """Energies (n_systems,) eV and stress (n_systems, 3, 3) eV/Å³, NaN without a volume."""
     n_systems = len(cell)
     energy, stress = np.zeros(n_systems), np.zeros((n_systems, 3, 3))
     for n in range(len(system)):
-        energy[system[n]] += work.energies[n]
+        energy[system[n]] += energies[n]
         for axis in range(3):
             for other in range(3):
-                stress[system[n], axis, other] += work.virials[n, axis, other]
+                stress[system[n], axis, other] += virials[n, axis, other]
     for s in range(n_systems):
         a, b, c = cell[s, 0], cell[s, 1], cell[s, 2]
         normal = (b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0])

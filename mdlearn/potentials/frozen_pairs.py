@@ -1,0 +1,132 @@
+"""Sums of pair potentials in the loops of `kernels.pairwise`, and what they are added to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.classical import LENNARD_JONES_CORE, ZBL, ZBL_CORE, LennardJones, Morse
+from mdlearn.potentials.composition import Composition
+from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.kernels import pairwise as kernel
+from mdlearn.potentials.kernels.equivariant import total
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.threads import Team
+from mdlearn.potentials.wall import STIFFNESS
+from mdlearn.system import Evaluation, System
+
+PAIRWISE = (LennardJones, Morse, ZBL)
+"""What has loops in `kernels.pairwise`."""
+NO_WALL = 1e6
+"""1/Å, of the distance where a wall begins."""
+
+
+class FrozenPairs(Frozen):
+    """A sum of potentials that are functions of distances."""
+
+    def __init__(
+        self, potential: ParametricPotential, parts: Sequence[ParametricPotential], *, whole: bool
+    ) -> None:
+        """Takes over the parameters as they are, and computes in float64.
+
+        Args:
+            potential: gives elements, cutoff and wall.
+            parts: of it, or itself alone: each of a kind in `PAIRWISE`, or `Composition`.
+            whole: whether energies of isolated atoms and walls belong to these parts.
+        """
+        self.cutoff = potential.cutoff
+        self.species = potential.species
+        self.elements = potential.elements
+        self.terms = _terms(potential, parts, whole)
+        self.neighbors: Neighbors | None = None
+        self.rows: kernel.Rows | None = None
+        self.team = Team()
+
+    def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
+        """See `Frozen`. As many threads as torch has share the atoms."""
+        index = self.elements.index(system.numbers).numpy()
+        n_atoms, of_system, cell = len(index), system.system.numpy(), system.cell.numpy()
+        if self.rows is None or neighbors is not self.neighbors:
+            lists = (neighbors.j.numpy(), neighbors.shift.numpy(), neighbors.valid.numpy())
+            self.rows = kernel.pack(index, len(self.species), *lists)
+            self.neighbors = neighbors
+        first, near = self.rows.first, self.rows.near
+        points = kernel.place(system.positions.numpy(), cell, of_system, self.rows)
+        energies, forces = np.empty(n_atoms), np.empty((n_atoms, 3))
+        virials = np.empty((n_atoms, 3, 3))
+        arguments = (points, index, first, near, self.terms, energies, forces, virials)
+
+        def part(atoms: tuple[int, int]) -> None:
+            kernel.sweep(atoms, *arguments)
+
+        self.team.share(n_atoms, part)
+        energy, stress = total(of_system, cell, energies, virials)
+        found = (energy, forces, stress, energies, virials)
+        return Evaluation(*(torch.from_numpy(each) for each in found))
+
+    def workspace(self) -> int:
+        """See `Frozen`."""
+        return sum(each.nbytes for each in self.rows) if self.rows else 0
+
+
+class FrozenSum(Frozen):
+    """Frozen potentials that are added up."""
+
+    def __init__(self, parts: Sequence[Frozen]) -> None:
+        """The sum of parts that have the same elements and the same cutoff."""
+        self.cutoff = parts[0].cutoff
+        self.species = parts[0].species
+        self.parts = parts
+
+    def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
+        """See `Frozen`."""
+        found = [part.evaluate(system, neighbors) for part in self.parts]
+        return Evaluation(*(sum(each[1:], each[0]) for each in zip(*found, strict=True)))
+
+    def workspace(self) -> int:
+        """See `Frozen`."""
+        return sum(part.workspace() for part in self.parts)
+
+
+def _terms(
+    potential: ParametricPotential, parts: Sequence[ParametricPotential], whole: bool
+) -> kernel.Terms:
+    """The parameters of the loops; the first function has the walls."""
+    energies, n = potential.elements.energies(), len(potential.species)
+    reference = np.array([energies[z] if whole else 0.0 for z in potential.species])
+    functions = [part for part in parts if not isinstance(part, Composition)]
+    for part in parts:
+        if isinstance(part, Composition):
+            reference += part.settings.scale * _array(part.shift)
+    kinds = np.zeros(len(functions), np.int64)
+    parameters = np.zeros((len(functions), n, n, kernel.PARAMETERS))
+    for rank, part in enumerate(functions):
+        p = parameters[rank]
+        p[..., 0], p[..., 1] = NO_WALL, STIFFNESS
+        p[..., 2] = part.cutoff
+        if isinstance(part, LennardJones):
+            kinds[rank] = kernel.LENNARD_JONES
+            p[..., 3], p[..., 4] = 1.0 / _array(part.sigma()), 4.0 * _array(part.epsilon())
+            p[..., 5] = LENNARD_JONES_CORE
+        elif isinstance(part, Morse):
+            kinds[rank] = kernel.MORSE
+            p[..., 3], p[..., 4] = _array(part.depth()), _array(part.steepness())
+            p[..., 5] = _array(part.minimum())
+        elif isinstance(part, ZBL):
+            kinds[rank] = kernel.ZBL
+            p[..., 2] = _array(part.reach)
+            p[..., 3], p[..., 4] = 1.0 / _array(part.screening), _array(part.strength)
+            p[..., 5], p[..., 6:10] = ZBL_CORE, _array(part.weights)
+            p[..., 10:14] = _array(part.rates)
+    if whole and functions:
+        parameters[0, ..., 0] = 1.0 / _array(potential.wall.start)
+    return kernel.Terms(kinds, parameters, reference)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().double().numpy()

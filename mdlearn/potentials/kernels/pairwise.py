@@ -1,0 +1,287 @@
+"""Sums of functions of pair distances in one loop over atoms: energies, forces and virials.
+
+The energy of a pair is the same seen from either atom, so an atom that goes through all of its own
+neighbors has the whole force on it, F_n = sum_k V'(d) r/d, and writes to nobody else: the same bits
+every time, whatever the number of threads. Nothing of a pair is written at all. Rows of neighbors
+are sorted by element, so that parameters are numbers and not arrays, and filled up to whole vectors
+with a point that is too far away to matter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from mdlearn.potentials.kernels.sphere import FASTMATH, Array, Scalar
+
+LANES = 16
+"""Neighbors come in bundles of this."""
+FAR = 1e8
+"""Å, where the point is that fills up rows."""
+LENNARD_JONES, MORSE, ZBL = range(3)
+PARAMETERS = 14
+
+
+class Terms(NamedTuple):
+    """The functions that are added up."""
+
+    kinds: Array
+    """(T,) int64, one of the constants above each."""
+    parameters: Array
+    """(T, Z, Z, 14) float64: 1/d₀ and the stiffness of a wall (see `Wall`), where the function
+    ends, and what else it says of two elements."""
+    reference: Array
+    """(Z,) float64 eV, energies of isolated atoms."""
+
+
+class Rows(NamedTuple):
+    """A neighbor list without gaps, in which images of atoms are points of their own.
+
+    Points are the atoms, then the images, then the one that is far away.
+    """
+
+    first: Array
+    """(N Z + 1,) int64, where the neighbors of one element of each atom begin."""
+    near: Array
+    """(pairs,) uint32, which points they are."""
+    atom: Array
+    """(images,) int64, of which atoms the images are,"""
+    shift: Array
+    """(images, 3) float64, and their lattice translations."""
+
+
+@njit(cache=True)
+def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> Rows:
+    """Makes rows of a neighbor list.
+
+    Args:
+        index: (N,) int64, ranks of the elements.
+        n_species: Z.
+        j: (N, K) as in `Neighbors`.
+        shift: (N, K, 3)
+        valid: (N, K)
+    """
+    n_atoms, capacity = j.shape
+    first = np.zeros(n_atoms * n_species + 1, np.int64)
+    outside = 0
+    for n in range(n_atoms):
+        for k in range(capacity):
+            if valid[n, k]:
+                first[n * n_species + index[j[n, k]] + 1] += 1
+                s = shift[n, k]
+                outside += s[0] != 0 or s[1] != 0 or s[2] != 0
+    for row in range(1, len(first)):
+        first[row] = first[row - 1] + -(-first[row] // LANES) * LANES
+    atom, translation = np.empty(outside, np.int64), np.empty((outside, 3))
+    # The images of an atom form a chain.
+    latest, earlier = np.full(n_atoms, -1), np.empty(outside, np.int64)
+    images = 0
+    near = np.full(first[-1], -1, np.int64)
+    filled = first[:-1].copy()
+    for n in range(n_atoms):
+        for k in range(capacity):
+            if not valid[n, k]:
+                continue
+            other, s = j[n, k], shift[n, k]
+            point = other
+            if s[0] != 0 or s[1] != 0 or s[2] != 0:
+                image = latest[other]
+                while image >= 0:
+                    t = translation[image]
+                    if t[0] == s[0] and t[1] == s[1] and t[2] == s[2]:
+                        break
+                    image = earlier[image]
+                if image < 0:
+                    image = images
+                    atom[image], earlier[image], latest[other] = other, latest[other], image
+                    for axis in range(3):
+                        translation[image, axis] = s[axis]
+                    images += 1
+                point = n_atoms + image
+            row = n * n_species + index[other]
+            near[filled[row]] = point
+            filled[row] += 1
+    for k in range(len(near)):
+        if near[k] < 0:
+            near[k] = n_atoms + images
+    return Rows(first, near.astype(np.uint32), atom[:images].copy(), translation[:images].copy())
+
+
+@njit(cache=True)
+def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
+    """Where all points are, (3, N + images + 1)."""
+    n_atoms, images = len(positions), len(rows.atom)
+    points = np.empty((3, n_atoms + images + 1))
+    atom, shift = rows.atom, rows.shift
+    for axis in range(3):
+        along = points[axis]
+        for n in range(n_atoms):
+            along[n] = positions[n, axis]
+        for image in range(images):
+            box, s, n = cell[system[atom[image]]], shift[image], atom[image]
+            along[n_atoms + image] = positions[n, axis] + (
+                s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
+            )
+        along[n_atoms + images] = FAR
+    return points
+
+
+@njit(cache=True)
+def _envelope(u: float) -> tuple[float, float]:
+    """As in `mdlearn.potentials.pairs`, and its derivative."""
+    u = u if u < 1.0 else 1.0
+    u5 = u * u * u * u * u
+    cut = 1.0 + u5 * u * (-28.0 + u * (48.0 - 21.0 * u))
+    return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
+
+
+@njit(cache=True)
+def _soften(x: float, core: float) -> tuple[float, float]:
+    """As in `mdlearn.potentials.classical`, and its derivative."""
+    depth = 1.0 - x / core
+    depth = depth if depth > 0.0 else 0.0
+    return x + core / 3.0 * depth * depth * depth, 1.0 - depth * depth
+
+
+@njit(cache=True, error_model="numpy")
+def lennard_jones(d: float, parameters: Array) -> tuple[float, float]:
+    """V = 4ε (s⁻¹² - s⁻⁶), s = d/σ, softened, and V'. Parameters: 1/σ, 4ε, the core."""
+    scale, strength = parameters[3], parameters[4]
+    s, rise = _soften(d * scale, parameters[5])
+    inverse = 1.0 / s
+    a = inverse * inverse * inverse
+    a *= a
+    v = strength * (a * a - a)
+    return v, strength * (6.0 * a - 12.0 * a * a) * inverse * rise * scale
+
+
+@njit(cache=True)
+def morse(d: float, parameters: Array) -> tuple[float, float]:
+    """V = D (1 - exp(-a (d - d₀)))² - D, and V'. Parameters: D, a, d₀."""
+    depth, steepness = parameters[3], parameters[4]
+    decay = math.exp(-steepness * (d - parameters[5]))
+    return depth * decay * (decay - 2.0), -2.0 * depth * steepness * decay * (decay - 1.0)
+
+
+@njit(cache=True, error_model="numpy")
+def zbl(d: float, parameters: Array) -> tuple[float, float]:
+    """V = A/x sum_i w_i e^(-b_i x), x = d/a, softened, and V'. Parameters: 1/a, A, core, w, b."""
+    scale, strength = parameters[3], parameters[4]
+    if d >= parameters[2]:
+        return 0.0, 0.0
+    x, rise = _soften(d * scale, parameters[5])
+    screened, falls = 0.0, 0.0
+    for i in range(6, 10):
+        part = parameters[i] * math.exp(-parameters[4 + i] * x)
+        screened += part
+        falls += parameters[4 + i] * part
+    v = strength / x * screened
+    return v, -(v + strength * falls) / x * rise * scale
+
+
+def _summing(function: Any) -> Any:
+    """The loop over some neighbors of one element, for a function of distance V.
+
+    It returns the sums of V f(d), of F = V' r/d (3,), and of F ⊗ r (xx, yy, zz, xy, xz, yz); walls
+    included. Within it nothing is written, which would be taken to change what is read.
+    """
+
+    @njit(fastmath=FASTMATH, error_model="numpy")
+    def row(
+        near: Array, here: tuple[float, float, float], points: Array, p: Array
+    ) -> tuple[Scalar, ...]:
+        wall, stiffness, reach = p[0], p[1], 1.0 / p[2]
+        px, py, pz = points[0], points[1], points[2]
+        x0, y0, z0 = here
+        energy, x, y, z, xx, yy, zz, xy, xz, yz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for k in range(len(near)):
+            point = near[k]
+            dx, dy, dz = px[point] - x0, py[point] - y0, pz[point] - z0
+            square = dx * dx + dy * dy + dz * dz
+            d = math.sqrt(1e-12 if square < 1e-12 else square)
+            v, slope = function(d, p)
+            cut, d_cut = _envelope(d * reach)
+            depth = 1.0 - d * wall
+            depth = depth if depth > 0.0 else 0.0
+            push = stiffness * depth * depth
+            energy += v * cut + push * depth
+            s = (slope * cut + v * d_cut * reach - 3.0 * push * wall) / d
+            fx, fy, fz = s * dx, s * dy, s * dz
+            x += fx
+            y += fy
+            z += fz
+            xx += fx * dx
+            yy += fy * dy
+            zz += fz * dz
+            xy += fx * dy
+            xz += fx * dz
+            yz += fy * dz
+        return energy, x, y, z, xx, yy, zz, xy, xz, yz
+
+    return row
+
+
+_lennard_jones, _morse, _zbl = _summing(lennard_jones), _summing(morse), _summing(zbl)
+
+
+@njit(cache=True, nogil=True)
+def sweep(
+    atoms: tuple[int, int],
+    points: Array,
+    index: Array,
+    first: Array,
+    near: Array,
+    terms: Terms,
+    energies: Array,
+    forces: Array,
+    virials: Array,
+) -> None:
+    """Energies, forces and virials of some atoms.
+
+    Args:
+        atoms: the first one, and the one after the last.
+        points: by `place`.
+        index: (N,) int64, ranks of the elements.
+        first: of the rows.
+        near: of the rows.
+        terms: the potential.
+        energies: (N,) is filled where the atoms are, as are
+        forces: (N, 3) and
+        virials: (N, 3, 3).
+    """
+    kinds, parameters, reference = terms.kinds, terms.parameters, terms.reference
+    n_species = len(reference)
+    for n in range(atoms[0], atoms[1]):
+        here = (points[0, n], points[1, n], points[2, n])
+        force, virial = forces[n], virials[n]
+        force[:] = 0.0
+        virial[:] = 0.0
+        energy = 0.0
+        for other in range(n_species):
+            row = near[first[n * n_species + other] : first[n * n_species + other + 1]]
+            if len(row) == 0:
+                continue
+            for t in range(len(kinds)):
+                p = parameters[t, index[n], other]
+                if kinds[t] == LENNARD_JONES:
+                    sums = _lennard_jones(row, here, points, p)
+                elif kinds[t] == MORSE:
+                    sums = _morse(row, here, points, p)
+                else:
+                    sums = _zbl(row, here, points, p)
+                v, x, y, z, xx, yy, zz, xy, xz, yz = sums
+                energy += 0.5 * v
+                force[0] += x
+                force[1] += y
+                force[2] += z
+                virial[0, 0] += 0.5 * xx
+                virial[1, 1] += 0.5 * yy
+                virial[2, 2] += 0.5 * zz
+                virial[0, 1] += 0.5 * xy
+                virial[0, 2] += 0.5 * xz
+                virial[1, 2] += 0.5 * yz
+        virial[1, 0], virial[2, 0], virial[2, 1] = virial[0, 1], virial[0, 2], virial[1, 2]
+        energies[n] = reference[index[n]] + energy
