@@ -21,6 +21,7 @@ from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.frozen_pairs import PAIRWISE, FrozenPairs, FrozenSum
 from mdlearn.potentials.kernels import equivariant as kernel
+from mdlearn.potentials.kernels import layout
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid
@@ -58,7 +59,7 @@ def freeze(potential: ParametricPotential) -> Evaluable:
 
 def _has_loops(network: Equivariant) -> bool:
     settings = network.settings
-    return settings.parity == "o3" and settings.radial <= kernel.LANES
+    return settings.parity == "o3" and settings.radial <= layout.LANES
 
 
 def disagreement(frozen: Evaluable, potential: ParametricPotential, system: System) -> str:
@@ -83,7 +84,7 @@ class FrozenEquivariant(Frozen):
         self.species = network.species
         self.elements = network.elements
         self.weights = _weights(network)
-        self.work: kernel.Workspace | None = None
+        self.work: layout.Workspace | None = None
         self.team = Team()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
@@ -129,14 +130,14 @@ class FrozenEquivariant(Frozen):
         return sum(each.nbytes for each in self.work) if self.work else 0
 
 
-def _weights(network: Equivariant) -> kernel.Weights:
+def _weights(network: Equivariant) -> layout.Weights:
     """The weights of a network in the order and the shapes of the loops."""
     settings = network.settings
     n_layers, n_species, radial = settings.interactions, len(network.species), settings.radial
     features = settings.features
     dtype = network.wall.start.dtype
     n_features = _round_up(features)
-    channels = _round_up((n_species - 1) * radial + kernel.LANES)
+    channels = _round_up((n_species - 1) * radial + layout.LANES)
     degree = np.array(degrees(DEGREE))
     n_harmonics = len(degree)
 
@@ -171,9 +172,9 @@ def _weights(network: Equivariant) -> kernel.Weights:
         bias.append(parts(array(message.gate.bias), 0, 2))
         said.append(parts(array(message.element), 1, 2))
         weight = array(message.radial.weight).T * network.norm
-        weight = np.pad(weight, ((0, kernel.LANES - radial), (0, 0)))
-        bundles = parts(weight, 1, 2).reshape(kernel.LANES, 2, -1, kernel.LANES)
-        filters.append(bundles.transpose(2, 1, 0, 3).reshape(-1, 2, kernel.BUNDLE))
+        weight = np.pad(weight, ((0, layout.LANES - radial), (0, 0)))
+        bundles = parts(weight, 1, 2).reshape(layout.LANES, 2, -1, layout.LANES)
+        filters.append(bundles.transpose(2, 1, 0, 3).reshape(-1, 2, layout.BUNDLE))
 
     def stack(values: list[Array], shape: tuple[int, ...]) -> Array:
         empty = np.zeros((0, *shape), near.dtype)
@@ -191,12 +192,12 @@ def _weights(network: Equivariant) -> kernel.Weights:
     couples, coupling = _gaunt()
     root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
     damping = network.damping.double().numpy()
-    return kernel.Weights(
+    return layout.Weights(
         cutoff=network.cutoff,
         stretch=ChebyshevBasis.stretch,
         near=equivariant.NEAR,
         radial=radial,
-        frequency_weight=np.pad(network.smoothness.double().numpy(), (0, kernel.LANES - radial)),
+        frequency_weight=np.pad(network.smoothness.double().numpy(), (0, layout.LANES - radial)),
         table=np.concatenate([damping, damping * root, degree, (-1.0) ** degree]).astype(
             near.dtype
         ),
@@ -211,7 +212,7 @@ def _weights(network: Equivariant) -> kernel.Weights:
         gate_back=turned(gates),
         gate_bias=stack(bias, (2 * n_features,)),
         said=stack(said, (n_species, 2 * n_features)),
-        filters=stack(filters, (n_features // kernel.LANES, 2, kernel.BUNDLE)),
+        filters=stack(filters, (n_features // layout.LANES, 2, layout.BUNDLE)),
         hidden=np.ascontiguousarray(hidden),
         hidden_back=turned(hidden),
         hidden_bias=array(head.bias),
@@ -224,7 +225,7 @@ def _weights(network: Equivariant) -> kernel.Weights:
 
 
 def _round_up(count: int) -> int:
-    return -(-count // kernel.LANES) * kernel.LANES
+    return -(-count // layout.LANES) * layout.LANES
 
 
 def _gaunt() -> tuple[NDArray[np.int64], Array]:
@@ -236,18 +237,18 @@ def _gaunt() -> tuple[NDArray[np.int64], Array]:
     return couples, couplings[tuple(couples.T)]
 
 
-def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.Workspace:
+def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
     n_layers, n_harmonics, width, columns = weights.mix.shape
     n, dtype = columns // 3, weights.mix.dtype
-    channels, bundles = width - n, n // kernel.LANES
+    channels, bundles = width - n, n // layout.LANES
     block = min(BLOCK, n_atoms)
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:
         return np.zeros(shape, dtype)
 
-    return kernel.Workspace(
+    return layout.Workspace(
         within=np.zeros(n_atoms, np.int64),
         slots=np.zeros((n_atoms, capacity), np.int64),
         pairs=np.zeros((n_atoms, capacity, 4)),
@@ -257,8 +258,8 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
         product=room(n_layers, blocks, n_harmonics, block, n),
         plain=room(n_layers - 1, blocks, 2, n_harmonics, block, n),
         gates=room(n_layers - 1, n_atoms, 2, 2 * n),
-        spoken=room(n_layers - 1, n_atoms, bundles, 2 * kernel.BUNDLE),
-        heard=room(n_layers - 1, n_atoms, bundles, kernel.BUNDLE),
+        spoken=room(n_layers - 1, n_atoms, bundles, 2 * layout.BUNDLE),
+        heard=room(n_layers - 1, n_atoms, bundles, layout.BUNDLE),
         invariants=room(blocks, block, 3 * n * n_layers),
         slope=np.zeros((n_atoms, capacity, 3)),
         energies=np.zeros(n_atoms),

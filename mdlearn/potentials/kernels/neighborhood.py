@@ -1,0 +1,233 @@
+"""Loops over the neighbors of atoms: densities, what atoms hear, and both backward.
+
+A message along a pair is E_pair = sum_c R_c(d) p_c q_c + R'_c(d) sum_a P_ac Q_ac, where p = Y·Ā is
+what the listener's adjoint is along the pair, q = Y·s what the speaker says, and P and Q are the same
+for slopes. It is bilinear, so the loop that hands adjoints back to the speaker has everything that
+the force on the pair takes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
+from mdlearn.potentials.kernels.pair import (
+    evaluate_along,
+    expand_pair,
+    filter_pair,
+    four_dots,
+    push_pair,
+    radial_functions,
+    spread,
+    spread_apart,
+    to_harmonics,
+    weigh,
+    weigh_both,
+)
+from mdlearn.potentials.kernels.sphere import (
+    HARMONICS,
+    Array,
+    harmonics,
+    polynomials,
+    pull_back,
+    tangents,
+)
+
+
+@njit(cache=True)
+def look(
+    n: int,
+    positions: Array,
+    cell: Array,
+    system: Array,
+    index: Array,
+    j: Array,
+    shift: Array,
+    valid: Array,
+    weights: Weights,
+    work: Workspace,
+) -> None:
+    """Who is near atom n, how near, and what walls say of it."""
+    count, energy = 0, 0.0
+    box = cell[system[n]]
+    cutoff = weights.cutoff
+    here = positions[n]
+    for k in range(j.shape[1]):
+        slope = work.slope[n, k]
+        slope[0], slope[1], slope[2] = 0.0, 0.0, 0.0
+        if not valid[n, k]:
+            continue
+        other = j[n, k]
+        there, s = positions[other], shift[n, k]
+        x = there[0] - here[0] + (s[0] * box[0, 0] + s[1] * box[1, 0] + s[2] * box[2, 0])
+        y = there[1] - here[1] + (s[0] * box[0, 1] + s[1] * box[1, 1] + s[2] * box[2, 1])
+        z = there[2] - here[2] + (s[0] * box[0, 2] + s[1] * box[1, 2] + s[2] * box[2, 2])
+        square = x * x + y * y + z * z
+        if square >= cutoff * cutoff:
+            continue
+        d = math.sqrt(max(square, 1e-12))
+        pair = work.pairs[n, count]
+        pair[0], pair[1], pair[2], pair[3] = x / d, y / d, z / d, d
+        radial_functions(d, weights, work.basis[n, count])
+        work.slots[n, count] = k
+        count += 1
+        start = weights.wall[index[n], index[other]]
+        if d < start:
+            depth = 1.0 - d / start
+            energy += 0.5 * weights.stiffness * depth**3
+            push = -1.5 * weights.stiffness * depth**2 / start / d
+            slope[0], slope[1], slope[2] = push * x, push * y, push * z
+    work.within[n] = count
+    work.energies[n] = energy + weights.reference[index[n]]
+
+
+@njit(cache=True)
+def expand(
+    atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
+) -> None:
+    """The density of the neighbors of each of some atoms, in the rows of their block (M, W, C)."""
+    p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
+    radial, table = weights.radial, weights.table
+    density = np.empty((len(weights.wall), BUNDLE), seen.dtype)
+    seen[:] = 0.0
+    within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
+    for n in range(atoms[0], atoms[1]):
+        density[:] = 0.0
+        for k in range(within[n]):
+            polynomials(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p)
+            for m in range(HARMONICS):
+                y[m] = table[m] * p[m]
+            expand_pair(y, basis[n, k], density[index[j[n, slots[n, k]]]])
+        for z in range(len(density)):
+            for m in range(HARMONICS):
+                for b in range(radial):
+                    seen[m, n - atoms[0], z * radial + b] = density[z, m * LANES + b]
+
+
+@njit(cache=True)
+def expand_back(
+    atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
+) -> None:
+    """Adds the derivative of the energy by pairs, from that by the density (M, W, C)."""
+    p, y, q = np.empty(64, seen.dtype), np.empty(64, seen.dtype), np.empty(64, seen.dtype)
+    radial, table = weights.radial, weights.table
+    within, slots, pairs = work.within, work.slots, work.pairs
+    basis, slope = work.basis, work.slope
+    density = np.zeros((len(weights.wall), BUNDLE), seen.dtype)
+    for n in range(atoms[0], atoms[1]):
+        for z in range(len(density)):
+            for m in range(HARMONICS):
+                for b in range(radial):
+                    density[z, m * LANES + b] = seen[m, n - atoms[0], z * radial + b]
+        for k in range(within[n]):
+            pair, slot = pairs[n, k], slots[n, k]
+            polynomials(pair[0], pair[1], pair[2], p)
+            for m in range(HARMONICS):
+                w = table[m]
+                y[m], y[16 + m] = w * p[m], w * p[16 + m]
+                y[32 + m], y[48 + m] = w * p[32 + m], w * p[48 + m]
+            adjoint = density[index[j[n, slot]]]
+            evaluate_along(y, adjoint, adjoint, q)
+            along, gx, gy, gz = four_dots(q, basis[n, k])
+            push_pair(pair, along, (gx, gy, gz), slope[n, slot])
+
+
+@njit(cache=True)
+def hear(
+    layer: int, atoms: tuple[int, int], j: Array, weights: Weights, work: Workspace, told: Array
+) -> None:
+    """The density of what each of some atoms hears, in the rows of their block (M, W, F)."""
+    dtype = told.dtype
+    filters = weights.filters[layer]
+    parts = len(filters)
+    p, y, q = np.empty(64, dtype), np.empty(128, dtype), np.empty(64, dtype)
+    here, there = y[:64], y[64:]
+    r = np.empty(32, dtype)
+    density = np.empty((parts, BUNDLE), dtype)
+    within, slots, pairs = work.within, work.slots, work.pairs
+    basis, said, table = work.basis, work.spoken[layer], weights.table
+    for n in range(atoms[0], atoms[1]):
+        density[:] = 0.0
+        for k in range(within[n]):
+            harmonics(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p, table, y)
+            spoken = said[j[n, slots[n, k]]]
+            for part in range(parts):
+                filter_pair(basis[n, k], filters[part], r)
+                evaluate_along(there, spoken[part], spoken[part, BUNDLE:], q)
+                weigh(q, r)
+                spread(here, q, density[part])
+        for part in range(parts):
+            for m in range(HARMONICS):
+                for c in range(LANES):
+                    told[m, n - atoms[0], part * LANES + c] = density[part, m * LANES + c]
+
+
+@njit(cache=True)
+def hear_back(
+    layer: int, atoms: tuple[int, int], j: Array, weights: Weights, work: Workspace, said: Array
+) -> None:
+    """From what others heard of some atoms: the adjoint of what these said, (M, W, 2F).
+
+    The derivative of the energy by the pairs along which it was said is added.
+    """
+    dtype = said.dtype
+    filters = weights.filters[layer]
+    parts = len(filters)
+    p, y, t = np.empty(64, dtype), np.empty(128, dtype), np.empty(112, dtype)
+    here, there = y[:64], y[64:]
+    r, rises, sums = np.empty(32, dtype), np.empty(32, dtype), np.empty(1024, dtype)
+    heard, q = np.empty(64, dtype), np.empty(64, dtype)
+    adjoint = np.empty((parts, 2 * BUNDLE), dtype)
+    within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
+    heards, spokens, slope = work.heard[layer], work.spoken[layer], work.slope
+    table, parity = weights.table, weights.table[48:]
+    for n in range(atoms[0], atoms[1]):
+        adjoint[:] = 0.0
+        spoken = spokens[n]
+        for k in range(within[n]):
+            pair, slot = pairs[n, k], slots[n, k]
+            harmonics(pair[0], pair[1], pair[2], p, table, y)
+            tangents(p, table, t)
+            listener = heards[j[n, slot]]
+            along = 0.0
+            sums[:] = 0.0
+            for part in range(parts):
+                filter_pair(basis[n, k], filters[part], r)
+                filter_pair(basis[n, k, 16:], filters[part], rises)
+                evaluate_along(there, listener[part], listener[part], heard)
+                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], q)
+                along += weigh_both(heard, q, r, rises)
+                spread_apart(here, heard, adjoint[part])
+                to_harmonics(listener[part], spoken[part], heard, q, parity, sums)
+            across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
+            push_pair(pair, along, across, slope[n, slot])
+        half = parts * LANES
+        for part in range(parts):
+            for m in range(HARMONICS):
+                for c in range(LANES):
+                    place = part * LANES + c
+                    said[m, n - atoms[0], place] = adjoint[part, m * LANES + c]
+                    said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
+
+
+@njit(cache=True)
+def push(n: int, reverse: Array, work: Workspace) -> None:
+    """Force on atom n and its virial: F = sum_k g[n,k] - g.flat[reverse[n,k]]."""
+    fx, fy, fz = 0.0, 0.0, 0.0
+    slope = work.slope.reshape(-1, 3)
+    virial = work.virials[n]
+    virial[:] = 0.0
+    for k in range(work.within[n]):
+        slot = work.slots[n, k]
+        g, back = work.slope[n, slot], slope[reverse[n, slot]]
+        fx += g[0] - back[0]
+        fy += g[1] - back[1]
+        fz += g[2] - back[2]
+        d = work.pairs[n, k, 3]
+        for axis in range(3):
+            for other in range(3):
+                virial[axis, other] += work.pairs[n, k, axis] * d * g[other]
+    work.forces[n, 0], work.forces[n, 1], work.forces[n, 2] = fx, fy, fz
