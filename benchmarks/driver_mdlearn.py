@@ -6,6 +6,7 @@ import csv
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
