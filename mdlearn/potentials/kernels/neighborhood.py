@@ -1,9 +1,9 @@
 """Loops over the neighbors of atoms: densities, what atoms hear, and both backward.
 
 A message along a pair is E_pair = sum_c R_c(d) p_c q_c + R'_c(d) sum_a P_ac Q_ac, where p = Y·Ā is
-what the listener's adjoint is along the pair, q = Y·s what the speaker says, and P and Q are the same
-for slopes. It is bilinear, so the loop that hands adjoints back to the speaker has everything that
-the force on the pair takes.
+what the listener's adjoint is along the pair, q = Y·s what the speaker says, and P and Q are the
+same for slopes. It is bilinear, so the loop that hands adjoints back to the speaker has everything
+that the force on the pair takes.
 """
 
 from __future__ import annotations
