@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import vesin
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from mdlearn.errors import DataError, UnstableError
+from mdlearn.jit import compiled
 from mdlearn.system import System, largest_by_system, select, split
 
 SKIN = 0.5
@@ -187,7 +187,7 @@ def _build_one(system: System, index: int, reach: float, capacity: int) -> Neigh
     )
 
 
-@njit(cache=True)
+@compiled()
 def _lay_out(
     i: NDArray[np.int64],
     j: NDArray[np.int64],

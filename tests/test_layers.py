@@ -21,12 +21,12 @@ MODULES = {
 BELOW = ("units", "errors", "system", "neighbors", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors"}
+CORE = {"system", "neighbors", "units", "errors", "jit"}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
     "system": {"units", "errors"},
-    "neighbors": {"system", "units", "errors"},
+    "neighbors": {"system", "units", "errors", "jit"},
     "potentials": {"potentials", *CORE},
     "integrators": {"integrators", *CORE},
     "guards": {"integrators", "potentials.wall", *CORE},
@@ -120,9 +120,7 @@ def test_imports_go_one_way(name: str) -> None:
 def test_below_the_driver_there_is_only_torch(name: str) -> None:
     allowed = LIBRARIES_BELOW | ({"safetensors"} if name in CHECKPOINTS else set())
     if name.startswith("potentials.kernels."):
-        allowed = {"numpy", "numba"}
-    if name == "neighbors":
-        allowed = allowed | {"numba"}
+        allowed = {"numpy"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
     if name in CHECKPOINTS:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
@@ -26,7 +26,7 @@ from mdlearn.potentials.kernels.neighborhood import (
 from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def _multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) -> None:
     """The product of functions on the sphere, (M, W F): fg_i = sum G_ijk f_j g_k."""
     fg[:] = 0.0
@@ -37,7 +37,7 @@ def _multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) ->
             row[c] += w * x[c] * y[c]
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def _multiply_back(
     f: Array, g: Array, back: Array, coupling: Array, couples: Array, to_f: Array, to_g: Array
 ) -> None:
@@ -52,12 +52,12 @@ def _multiply_back(
             other[c] += t * x[c]
 
 
-@njit(cache=True)
+@compiled()
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit(cache=True)
+@compiled()
 def _forward(
     layer: int, block: int, index: Array, j: Array, weights: Weights, work: Workspace
 ) -> None:
@@ -104,7 +104,7 @@ def _forward(
         _speak(layer, block, given, index, weights, work)
 
 
-@njit(cache=True)
+@compiled()
 def _speak(
     layer: int, block: int, given: Array, index: Array, weights: Weights, work: Workspace
 ) -> None:
@@ -140,7 +140,7 @@ def _speak(
                     spoken[c] += said[half * n + first + c]
 
 
-@njit(cache=True)
+@compiled()
 def _read(block: int, index: Array, weights: Weights, work: Workspace) -> None:
     """The energies of the atoms of a block; their invariants become the adjoints of these."""
     _, width, _ = work.invariants.shape
@@ -162,7 +162,7 @@ def _read(block: int, index: Array, weights: Weights, work: Workspace) -> None:
     work.invariants[block] += weights.linear
 
 
-@njit(cache=True)
+@compiled()
 def _backward(
     layer: int,
     block: int,
@@ -224,7 +224,7 @@ def _backward(
                         heard[c] = told[part * LANES + c]
 
 
-@njit(cache=True)
+@compiled()
 def _speak_back(
     layer: int,
     block: int,
@@ -261,7 +261,7 @@ def _speak_back(
         to_product[m] = functions[:, n:]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def sweep(
     stages: tuple[int, int],
     blocks: tuple[int, int],
@@ -319,7 +319,7 @@ def sweep(
                     push(n, reverse, work)
 
 
-@njit(cache=True)
+@compiled()
 def total(system: Array, cell: Array, energies: Array, virials: Array) -> tuple[Array, Array]:
     """Energies (n_systems,) eV and stress (n_systems, 3, 3) eV/Å³, NaN without a volume."""
     n_systems = len(cell)

@@ -13,8 +13,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.sphere import FASTMATH, Array, Scalar
 
 LANES = 16
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
     """(images, 3) float64, and their lattice translations."""
 
 
-@njit(cache=True)
+@compiled()
 def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> Rows:
     """Makes rows of a neighbor list.
 
@@ -110,7 +110,7 @@ def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> 
     return Rows(first, near.astype(np.uint32), atom[:images].copy(), translation[:images].copy())
 
 
-@njit(cache=True)
+@compiled()
 def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
     """Where all points are, (3, N + images + 1)."""
     n_atoms, images = len(positions), len(rows.atom)
@@ -129,7 +129,7 @@ def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
     return points
 
 
-@njit(cache=True)
+@compiled()
 def _envelope(u: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.pairs`, and its derivative."""
     u = u if u < 1.0 else 1.0
@@ -138,7 +138,7 @@ def _envelope(u: float) -> tuple[float, float]:
     return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
 
 
-@njit(cache=True)
+@compiled()
 def _soften(x: float, core: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.classical`, and its derivative."""
     depth = 1.0 - x / core
@@ -146,7 +146,7 @@ def _soften(x: float, core: float) -> tuple[float, float]:
     return x + core / 3.0 * depth * depth * depth, 1.0 - depth * depth
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def lennard_jones(d: float, parameters: Array) -> tuple[float, float]:
     """V = 4ε (s⁻¹² - s⁻⁶), s = d/σ, softened, and V'. Parameters: 1/σ, 4ε, the core."""
     scale, strength = parameters[3], parameters[4]
@@ -158,7 +158,7 @@ def lennard_jones(d: float, parameters: Array) -> tuple[float, float]:
     return v, strength * (6.0 * a - 12.0 * a * a) * inverse * rise * scale
 
 
-@njit(cache=True)
+@compiled()
 def morse(d: float, parameters: Array) -> tuple[float, float]:
     """V = D (1 - exp(-a (d - d₀)))² - D, and V'. Parameters: D, a, d₀."""
     depth, steepness = parameters[3], parameters[4]
@@ -166,7 +166,7 @@ def morse(d: float, parameters: Array) -> tuple[float, float]:
     return depth * decay * (decay - 2.0), -2.0 * depth * steepness * decay * (decay - 1.0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def zbl(d: float, parameters: Array) -> tuple[float, float]:
     """V = A/x sum_i w_i e^(-b_i x), x = d/a, softened, and V'. Parameters: 1/a, A, core, w, b."""
     scale, strength = parameters[3], parameters[4]
@@ -189,7 +189,7 @@ def _summing(function: Any) -> Any:
     included. Within it nothing is written, which would be taken to change what is read.
     """
 
-    @njit(fastmath=FASTMATH, error_model="numpy")
+    @compiled(fastmath=FASTMATH, error_model="numpy", keep=False)
     def row(
         near: Array, here: tuple[float, float, float], points: Array, p: Array
     ) -> tuple[Scalar, ...]:
@@ -227,7 +227,7 @@ def _summing(function: Any) -> Any:
 _lennard_jones, _morse, _zbl = _summing(lennard_jones), _summing(morse), _summing(zbl)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def sweep(
     atoms: tuple[int, int],
     points: Array,

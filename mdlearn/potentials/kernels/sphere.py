@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mdlearn.jit import compiled
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered for vectors; NaN and infinity stay what they are."""
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 Scalar = Any
 
 
-@njit(cache=True)
+@compiled()
 def polynomials(x: float, y: float, z: float, p: Array) -> None:
     """Fills p (64,): values (16,) of a direction, then gradients along x, y and z (16,) each."""
     xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
@@ -57,7 +58,7 @@ def polynomials(x: float, y: float, z: float, p: Array) -> None:
     p[31], p[47] = 3.0 * A * (xx - yy), -6.0 * A * xy
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) -> None:
     """Weighted harmonics of a direction and of the opposite one: out (128,).
 
@@ -85,7 +86,7 @@ def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) 
         out[80 + m], out[96 + m], out[112 + m] = sign * sx, sign * sy, sign * sz
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def tangents(p: Array, table: Array, out: Array) -> None:
     """What `pull_back` multiplies with, from polynomials p (64,) of a direction: out (112,)."""
     for m in range(HARMONICS):
@@ -96,7 +97,7 @@ def tangents(p: Array, table: Array, out: Array) -> None:
         out[96 + m] = s * p[m]
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def pull_back(
     x: float, y: float, z: float, t: Array, s: Array, table: Array
 ) -> tuple[Scalar, Scalar, Scalar]:

@@ -1,0 +1,58 @@
+"""Functions that Numba compiles for the processor at hand, and keeps on disk where it can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numba
+
+config: Any = numba.config  # which makes its entries when it is imported
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(
+    *,
+    fastmath: Collection[str] = (),
+    nogil: bool = False,
+    error_model: Literal["python", "numpy"] = "python",
+    keep: bool = True,
+) -> Callable[[Function], Function]:
+    """A decorator: the function is compiled when it is first called with arguments of some types.
+
+    What is compiled is kept in the user's folder for such things, `~/.cache/mdlearn`, or where
+    `NUMBA_CACHE_DIR` says; not beside the package, as Numba would have it, where it would outlive
+    an uninstallation. Where no folder can be written to, every process compiles anew.
+
+    Args:
+        fastmath: what may be done to floating-point arithmetic, in LLVM's words.
+        nogil: other threads may run Python meanwhile.
+        error_model: `python` raises where a number is divided by zero, `numpy` does not.
+        keep: on disk; not what is made from other functions.
+    """
+    permitted = set(fastmath) or False
+
+    def decorate(function: Function) -> Function:
+        def make(cache: bool) -> Any:
+            options = numba.njit(
+                cache=cache, fastmath=permitted, nogil=nogil, error_model=error_model
+            )
+            return options(function)
+
+        given = config.CACHE_DIR
+        config.CACHE_DIR = given or str(_folder())
+        try:
+            dispatcher: Function = make(keep)
+        except RuntimeError:  # there is no place for a cache
+            dispatcher = make(False)
+        finally:
+            config.CACHE_DIR = given
+        return dispatcher
+
+    return decorate
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn"

@@ -1,0 +1,52 @@
+"""What is compiled is kept, away from the package; or is not, where nothing can be kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+from mdlearn.potentials.kernels.sphere import polynomials
+import numpy as np
+p = np.empty(64)
+polynomials(0.0, 0.0, 1.0, p)
+print(p[2], polynomials.stats.cache_hits.total())
+"""
+
+
+def run(folder: Path, **variables: str) -> list[str]:
+    """The value of a harmonic, and how often it was read from disk."""
+    environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
+    environment |= {"XDG_CACHE_HOME": str(folder), "HOME": str(folder)} | variables
+    command = [sys.executable, "-W", "error", "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.split()
+
+
+def test_compiled_functions_are_kept(tmp_path: Path) -> None:
+    first, second = run(tmp_path), run(tmp_path)
+    assert first[0] == second[0] == str(3.0**0.5)
+    assert (first[1], second[1]) == ("0", "1")
+    assert list(tmp_path.glob("mdlearn/**/*.nbi"))
+
+
+def test_numba_may_be_told_where(tmp_path: Path) -> None:
+    run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "there"))
+    assert list(tmp_path.glob("there/**/*.nbi"))
+
+
+def test_nothing_is_kept_where_nothing_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.caching import CacheImpl
+
+    from mdlearn.jit import compiled
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+
+    def double(x: float) -> float:
+        return 2.0 * x
+
+    assert compiled()(double)(1.5) == 3.0
