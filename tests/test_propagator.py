@@ -34,7 +34,7 @@ from mdlearn import Trajectory
 from mdlearn.atoms import to_system
 from mdlearn.cli.propagator import read_recordings
 from mdlearn.errors import DataError, ModelError
-from mdlearn.guards import make_limits, shares
+from mdlearn.guards import make_limits, shares, watch
 from mdlearn.integrators import kinetic_energy, learned
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import load_model
@@ -242,9 +242,8 @@ class TestDriver:
             dynamics = dynamics_of(random_propagator(push=0.0, longest=9.0), system)
             snapshot = start(dynamics, system, p)
             assert float(kinetic_energy(snapshot.state)) > 0.01
-            used = shares(
-                snapshot.state, snapshot.neighbors, snapshot.conserved + 9e9, dynamics.limits
-            )
+            watched = watch(system, snapshot.neighbors, dynamics.limits)
+            used = shares(snapshot.state, watched, snapshot.conserved + 9e9, dynamics.limits)
             assert used[3] == 0.0, "nobody knows the energy"
             run = partial(simulate, dynamics, snapshot, steps=2, every=1, observe=lambda _: True)
             if crashes:
