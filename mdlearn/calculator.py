@@ -16,7 +16,7 @@ from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import evaluate, evaluate_multipoles
-from mdlearn.potentials.frozen import disagreement, freeze
+from mdlearn.potentials.frozen import fastest
 from mdlearn.system import System
 
 
@@ -59,9 +59,7 @@ class MDLearnCalculator(Calculator):
         self.network = loaded.network.to(self.device)
         if self.network.settings.dipole:
             self.implemented_properties = [*self.implemented_properties, "dipole", "charges"]
-        frozen = freeze(self.network)
-        off = any(disagreement(frozen, self.network, system) for system in loaded.golden)
-        self.potential = self.network if off else frozen
+        self.potential, _ = fastest(self.network, loaded.golden)
         self._neighbors: Neighbors | None = None
         self._identity: tuple[Any, ...] = ()
 

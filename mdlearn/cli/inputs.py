@@ -14,7 +14,7 @@ from mdlearn.device import choose_device
 from mdlearn.errors import UsageError
 from mdlearn.potentials.checkpoint import Model
 from mdlearn.potentials.evaluate import Evaluable
-from mdlearn.potentials.frozen import disagreement, freeze
+from mdlearn.potentials.frozen import fastest
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.propagator import Propagator
 from mdlearn.system import System, concatenate
@@ -65,20 +65,11 @@ def place(
     return network, System(*(each.to(where) for each in batch))
 
 
-def fastest(model: Model, network: ParametricPotential) -> Evaluable:
-    """The frozen form of a network, if it has one that agrees with it.
-
-    To agree, on the structures in the model file, within rounding: then what the certificate says
-    of the network holds for its frozen form.
-    """
-    frozen = freeze(network)
-    if frozen is network:
-        return network
+def choose_form(model: Model) -> Evaluable:
+    """The frozen form of a model's potential, or itself; says so if it should have one."""
     with Line() as line:
         line.show("compiling loops; once on a machine, for less than a minute")
-        found = [disagreement(frozen, network, system) for system in model.golden]
-    off = next((each for each in found if each), "")
+        potential, off = fastest(model.network, model.golden)
     if off:
         err.print(f"not frozen  {off}; the network itself is used, which is slower")
-        return network
-    return frozen
+    return potential

@@ -20,7 +20,7 @@ from rich.table import Table
 from mdlearn import units
 from mdlearn.cli.console import Line, err, interruptible, out
 from mdlearn.cli.ensembles import fixed_atoms, mobile_atoms
-from mdlearn.cli.inputs import choose_structures, fastest, place
+from mdlearn.cli.inputs import choose_form, choose_structures, place
 from mdlearn.cli.options import verb
 from mdlearn.cli.startup import warn_of_surroundings
 from mdlearn.config import PRECISION, Config
@@ -75,7 +75,7 @@ def run(config: RelaxConfig) -> int:
     model = load_model(config.model, PRECISIONS[config.precision])
     (atoms,) = choose_structures(config.structure, str(config.frame))
     network, system = place(model.network, [atoms], config.structure, config.device)
-    potential = fastest(model, network)
+    potential = choose_form(model)
     if config.cell == "none" and config.pressure_GPa:
         raise UsageError("--pressure: acts on the cell only; choose --cell isotropic or full")
     if config.cell != "none" and not bool(system.pbc.all()):

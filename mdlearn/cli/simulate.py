@@ -25,7 +25,7 @@ from mdlearn.cli.ensembles import (
     mobile_atoms,
     timed,
 )
-from mdlearn.cli.inputs import choose_structures, fastest, place
+from mdlearn.cli.inputs import choose_form, choose_structures, place
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import (
     Recorder,
@@ -185,7 +185,7 @@ def _potential(model: Model | PropagatorModel) -> Evaluable:
     network = model.network
     if isinstance(model, PropagatorModel):
         return NoEnergy(network.species, network.cutoff)
-    return fastest(model, model.network)
+    return choose_form(model)
 
 
 def _prepare(config: SimulateConfig) -> Setup:

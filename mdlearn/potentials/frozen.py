@@ -6,6 +6,7 @@ asked for charges. No derivative is taken of it: the loops give forces themselve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,22 @@ def freeze(potential: ParametricPotential) -> Evaluable:
         pairs = FrozenPairs(potential, looped, whole=False)
         return FrozenSum([network, pairs]) if looped else network
     return potential
+
+
+def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tuple[Evaluable, str]:
+    """The frozen form of a potential, if it has one that agrees with it on some structures.
+
+    To agree is to differ by rounding: then what the certificate says of the potential holds for its
+    frozen form. Compiles loops where that has not been done yet.
+
+    Returns:
+        What to evaluate; and if that is the potential although there are loops for it, why.
+    """
+    frozen = freeze(potential)
+    if frozen is potential:
+        return potential, ""
+    off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
+    return (potential if off else frozen), off
 
 
 def _has_loops(network: Equivariant) -> bool:
