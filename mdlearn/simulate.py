@@ -136,6 +136,17 @@ class Snapshot(NamedTuple):
     """(n_systems,) eV, the conserved energy at the start of the simulation."""
 
 
+class Lists(NamedTuple):
+    """What is known of who is near whom; of one age."""
+
+    neighbors: Neighbors
+    """For the potential."""
+    close: Neighbors
+    """For the guard of distance: a list of its own, and much shorter,"""
+    watched: Watched
+    """and what it looks at."""
+
+
 class CrashError(UnstableError):
     """A simulation that was stopped by a guard."""
 
@@ -277,13 +288,8 @@ def simulate(
     """
     state, neighbors, conserved = snapshot
     older = newer = snapshot
-    cutoff, skin = dynamics.potential.cutoff, dynamics.skin
+    skin, lists = dynamics.skin, _list(dynamics, state.system, neighbors)
     moved = moved_since_build(state.system, neighbors)
-    # The guard of distance has a list of its own, as old as the other one and much shorter.
-    near = watch_reach(state.system, dynamics.limits)
-    places = {"positions": neighbors.reference, "cell": neighbors.reference_cell}
-    close = build(state.system._replace(**places), near, skin)
-    watched = watch(state.system, close, dynamics.limits)
     longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
@@ -291,46 +297,59 @@ def simulate(
         # do its bits, however the run is cut up and whatever else is in the batch.
         worn = moved > WORN * skin
         if bool(worn.any()):
-            neighbors = rebuild(neighbors, state.system, worn, cutoff, skin)
-            close = rebuild(close, state.system, worn, near, skin)
-            watched = watch(state.system, close, dynamics.limits)
+            lists = _renew(dynamics, state.system, lists, worn)
             moved = torch.where(worn, 0.0, moved)
         length = min(pace, every - state.step % every, steps - state.step)
-        lists = (neighbors, watched)
         trial, now, good, share = _run_block(dynamics, state, lists, conserved, moved, length)
         pace = min(2 * pace, longest) if good == length else max(good, 1)
         if good == 0:
-            first = dynamics.step(state, neighbors)
-            left = ~(moved_since_build(first.system, neighbors) <= skin / 2)
+            first = dynamics.step(state, lists.neighbors)
+            left = ~(moved_since_build(first.system, lists.neighbors) <= skin / 2)
             lost = torch.nonzero(left & (moved == 0.0)).flatten().tolist()
             if lost:
                 trips = [leap(state, first, index, skin / 2) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
-            neighbors = rebuild(neighbors, state.system, left, cutoff, skin)
-            close = rebuild(close, state.system, left, near, skin)
-            watched = watch(state.system, close, dynamics.limits)
+            lists = _renew(dynamics, state.system, lists, left)
             moved = torch.where(left, 0.0, moved)
             continue
         if good < length:
             trial, now, _, share = _run_block(dynamics, state, lists, conserved, moved, good)
         if not share <= 1.0:  # NaN trips too
-            last = Snapshot(_to_trip(dynamics, state, lists, conserved), neighbors, conserved)
+            tripped = _to_trip(dynamics, state, lists, conserved)
+            last = Snapshot(tripped, lists.neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
         state, moved = trial, now
-        snapshot = Snapshot(state, neighbors, conserved)
+        snapshot = Snapshot(state, lists.neighbors, conserved)
         if state.step - newer.state.step >= CRASH_STEPS:
             older, newer = newer, snapshot
         seen = state.step % every == 0 or state.step == steps
         if seen and not observe(snapshot):
             break
-    return Snapshot(state, neighbors, conserved)
+    return Snapshot(state, lists.neighbors, conserved)
+
+
+def _list(dynamics: Dynamics, system: System, neighbors: Neighbors) -> Lists:
+    """All lists, from that of the potential."""
+    places = {"positions": neighbors.reference, "cell": neighbors.reference_cell}
+    near = watch_reach(system, dynamics.limits)
+    close = build(system._replace(**places), near, dynamics.skin)
+    return Lists(neighbors, close, watch(system, close, dynamics.limits))
+
+
+def _renew(dynamics: Dynamics, system: System, lists: Lists, chosen: Tensor) -> Lists:
+    """New lists for the chosen systems, (n_systems,) bool."""
+    near = watch_reach(system, dynamics.limits)
+    cutoff, skin = dynamics.potential.cutoff, dynamics.skin
+    neighbors = rebuild(lists.neighbors, system, chosen, cutoff, skin)
+    close = rebuild(lists.close, system, chosen, near, skin)
+    return Lists(neighbors, close, watch(system, close, dynamics.limits))
 
 
 def _run_block(
     dynamics: Dynamics,
     state: State,
-    lists: tuple[Neighbors, Watched],
+    lists: Lists,
     conserved: Tensor,
     moved: Tensor,
     length: int,
@@ -341,7 +360,7 @@ def _run_block(
         The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
-    neighbors, watched = lists
+    neighbors, _, watched = lists
     going, good, share = (moved.new_full((), start) for start in (1.0, 0.0, 0.0))
     for _ in range(length):
         state = dynamics.step(state, neighbors)
@@ -355,11 +374,9 @@ def _run_block(
     return state, moved, int(steps), largest
 
 
-def _to_trip(
-    dynamics: Dynamics, state: State, lists: tuple[Neighbors, Watched], conserved: Tensor
-) -> State:
+def _to_trip(dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> State:
     """The first state of a block in which a guard trips."""
-    neighbors, watched = lists
+    neighbors, _, watched = lists
     share = 0.0
     while share <= 1.0:
         state = dynamics.step(state, neighbors)
