@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mdlearn
 from mdlearn import units
 from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device, choose_threads
@@ -27,6 +23,7 @@ from mdlearn.potentials.propagator_checkpoint import save_propagator
 from mdlearn.system import System
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import deal
+from mdlearn.training.history import to_csv, versions
 from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
@@ -316,14 +313,10 @@ def _set_up(config: TrainConfig, recordings: Sequence[Recording]) -> Start:
 
 def _metrics(epochs: Sequence[Epoch]) -> str:
     """The history of a training as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    names = [f"valid_{name}" for name in StrideErrors._fields]
-    writer.writerow(["epoch", "seconds", "learning_rate", "train_loss", *names])
-    for each in epochs:
-        row = (each.seconds, each.learning_rate, each.loss, *each.valid)
-        writer.writerow([each.epoch, *(f"{value:.6g}" for value in row)])
-    return stream.getvalue()
+    rows = [
+        (each.epoch, each.seconds, each.learning_rate, each.loss, *each.valid) for each in epochs
+    ]
+    return to_csv(StrideErrors._fields, rows)
 
 
 def _provenance(start: Start, epoch: Epoch) -> dict[str, object]:
@@ -337,9 +330,5 @@ def _provenance(start: Start, epoch: Epoch) -> dict[str, object]:
         "epoch": epoch.epoch,
         "training_seconds": round(epoch.seconds),
         "valid": epoch.valid._asdict(),
-        "versions": {
-            "mdlearn": mdlearn.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }

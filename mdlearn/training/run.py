@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-import mdlearn
 from mdlearn.atoms import Frame
 from mdlearn.certificate import certify
 from mdlearn.config import to_toml
@@ -22,6 +18,7 @@ from mdlearn.potentials.network import ParametricPotential
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Batches, Examples
+from mdlearn.training.history import to_csv, versions
 from mdlearn.training.loop import Epoch, fit
 from mdlearn.training.loss import Errors, measure
 from mdlearn.training.start import STATE, Start, prepare, resume
@@ -166,15 +163,11 @@ def _finish(start: Start, device: torch.device) -> Result:
 
 
 def _metrics(epochs: Sequence[Epoch]) -> str:
-    """The history of a run as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    names = [f"valid_{name}" for name in Errors._fields]
-    writer.writerow(["epoch", "seconds", "learning_rate", "train_loss", *names])
-    for each in epochs:
-        row = (each.seconds, each.learning_rate, each.loss, *each.valid)
-        writer.writerow([each.epoch, *(f"{value:.6g}" for value in row)])
-    return stream.getvalue()
+    """The history of a training as CSV."""
+    rows = [
+        (each.epoch, each.seconds, each.learning_rate, each.loss, *each.valid) for each in epochs
+    ]
+    return to_csv(Errors._fields, rows)
 
 
 def _provenance(start: Start, epoch: Epoch) -> dict[str, Any]:
@@ -191,9 +184,5 @@ def _provenance(start: Start, epoch: Epoch) -> dict[str, Any]:
         "training_seconds": round(epoch.seconds),
         # JSON has no NaN; a quantity without labels has no error.
         "valid": {name: value for name, value in epoch.valid._asdict().items() if value == value},
-        "versions": {
-            "mdlearn": mdlearn.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
