@@ -24,13 +24,14 @@ from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.device import choose_threads
 from mdlearn.guards import make_limits
 from mdlearn.integrators import velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import PAIRWISE_SKIN, SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import Evaluable, evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
-from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example

@@ -21,9 +21,10 @@ import torch
 
 from mdlearn.atoms import read_atoms, to_system
 from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.frozen import freeze
-from mdlearn.simulate import Snapshot, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, simulate, start
 from mdlearn.system import concatenate
 
 STEPS = 20

@@ -23,11 +23,12 @@ from torch import Tensor
 from mdlearn import probes
 from mdlearn.errors import UnstableError
 from mdlearn.integrators import conserved_energy, velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.checkpoint import Claim
 from mdlearn.potentials.evaluate import Potential, evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate, volume
 from mdlearn.units import fs, kB, meV, ps
 

@@ -15,17 +15,10 @@ from torch import Tensor
 
 from mdlearn.errors import UnstableError
 from mdlearn.integrators import conserved_energy, velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.evaluate import Evaluable
-from mdlearn.simulate import (
-    Snapshot,
-    bind_forces,
-    isolated,
-    maxwell_boltzmann,
-    noise,
-    simulate,
-    start,
-)
+from mdlearn.simulate import Snapshot, bind_forces, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.units import LIGHT_M_PER_S, fs, second
 

@@ -22,8 +22,9 @@ from mdlearn import calculator as module
 from mdlearn.atoms import to_system
 from mdlearn.errors import DataError, ModelError, UnstableError
 from mdlearn.integrators import velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN
-from mdlearn.simulate import Snapshot, isolated, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.units import fs, kB
 
 

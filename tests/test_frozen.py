@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
@@ -28,7 +29,7 @@ from mdlearn.potentials.frozen import disagreement, freeze
 from mdlearn.potentials.kernels.sphere import harmonics, pull_back, tangents
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
-from mdlearn.simulate import isolated, maxwell_boltzmann, simulate, start
+from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
 

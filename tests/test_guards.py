@@ -32,18 +32,10 @@ from mdlearn.guards import (
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.labels import Labels
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.wall import WALL_MARGIN
-from mdlearn.simulate import (
-    CRASH_STEPS,
-    CrashError,
-    Dynamics,
-    Snapshot,
-    isolated,
-    maxwell_boltzmann,
-    simulate,
-    start,
-)
+from mdlearn.simulate import CRASH_STEPS, CrashError, Dynamics, Snapshot, isolated, simulate, start
 from mdlearn.system import System, concatenate
 from mdlearn.training.dataset import make_example
 from mdlearn.training.statistics import largest_forces, neighbor_counts

@@ -26,9 +26,9 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
+from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.simulate import maxwell_boltzmann, noise
 from mdlearn.system import System, concatenate, sum_by_system
 from mdlearn.units import GPa, fs, kB, ps
 

@@ -17,17 +17,10 @@ from test_simulate import INTEGRATORS, every_ensemble
 from mdlearn import Trajectory
 from mdlearn.atoms import to_system
 from mdlearn.errors import UnstableError
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN
 from mdlearn.replicas import choose, keep, merge
-from mdlearn.simulate import (
-    Dynamics,
-    Snapshot,
-    maxwell_boltzmann,
-    piecewise_linear_each,
-    save,
-    simulate,
-    start,
-)
+from mdlearn.simulate import Dynamics, Snapshot, piecewise_linear_each, save, simulate, start
 from mdlearn.system import System, concatenate, split
 from mdlearn.units import GPa, fs, kB
 

@@ -30,14 +30,13 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
+from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.simulate import (
     Dynamics,
     Snapshot,
     isolated,
-    maxwell_boltzmann,
-    noise,
     piecewise_linear,
     restore,
     save,

@@ -48,20 +48,14 @@ from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.h5md import Particles
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.propagator import NoEnergy, Propagator
 from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.replicas import choose, keep, narrow
-from mdlearn.simulate import (
-    Dynamics,
-    Snapshot,
-    maxwell_boltzmann,
-    restore,
-    simulate,
-    start,
-)
+from mdlearn.simulate import Dynamics, Snapshot, restore, simulate, start
 from mdlearn.system import concatenate, select
 from mdlearn.trajectory import Trajectory
 from mdlearn.writer import TrajectoryWriter

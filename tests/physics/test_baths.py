@@ -27,15 +27,8 @@ from mdlearn.integrators import (
     martyna_tobias_klein,
     nose_hoover,
 )
-from mdlearn.simulate import (
-    Dynamics,
-    Snapshot,
-    maxwell_boltzmann,
-    noise,
-    piecewise_linear,
-    simulate,
-    start,
-)
+from mdlearn.momenta import maxwell_boltzmann, noise
+from mdlearn.simulate import Dynamics, Snapshot, piecewise_linear, simulate, start
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system, volume
 
 KT = 0.4

@@ -39,7 +39,7 @@ from mdlearn.integrators import (
     velocity_verlet,
 )
 from mdlearn.integrators.integrator import scale_momenta
-from mdlearn.simulate import maxwell_boltzmann, noise
+from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.system import Evaluation, System, concatenate, sum_by_system, volume
 
 N_ATOMS = 8

@@ -13,7 +13,7 @@ from validation import SIGMAS
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import State, Surroundings, langevin
-from mdlearn.simulate import noise
+from mdlearn.momenta import noise
 from mdlearn.system import System
 
 ATOMS = 20_000

@@ -15,18 +15,11 @@ from ase.md.verlet import VelocityVerlet
 from mdlearn import units
 from mdlearn.atoms import to_system
 from mdlearn.integrators import csvr, pressure, velocity_verlet
+from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.network import ParametricPotential, Settings
-from mdlearn.simulate import (
-    Dynamics,
-    Snapshot,
-    isolated,
-    maxwell_boltzmann,
-    piecewise_linear,
-    simulate,
-    start,
-)
+from mdlearn.simulate import Dynamics, Snapshot, isolated, piecewise_linear, simulate, start
 
 EPSILON, SIGMA = 119.8 * units.kB, 3.405
 """eV and Å."""
