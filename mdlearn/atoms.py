@@ -80,9 +80,9 @@ def iterate_atoms(path: str | Path) -> Iterator[ase.Atoms]:
             what = str(error).strip() or type(error).__name__
             if isinstance(error, KeyError):
                 what = f"unknown element or key {what}"
+            rest = f", or cut the file there: the {count} before it can be read" if count else ""
             raise DataError(
-                f"{path}:{count}: this frame cannot be read ({what}); the {count} before it"
-                " can; repair it, or cut the file before it"
+                f"{path}:{count}: this frame cannot be read ({what}); repair it{rest}"
             ) from error
         if atoms is None:
             break

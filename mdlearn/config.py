@@ -44,6 +44,11 @@ def option_names(kind: type[Config]) -> dict[str, str]:
     return {field.alias or name: name for name, field in kind.model_fields.items()}
 
 
+def typed(kind: type[Config], field: str) -> str:
+    """The name of a field as people type it after the two dashes."""
+    return (kind.model_fields[field].alias or field).replace("_", "-")
+
+
 def resolve(kind: type[Kind], file: Path | None, given: Mapping[str, Any]) -> Kind:
     """Builds a configuration from a TOML file and from flags, which win.
 

@@ -43,7 +43,7 @@ from mdlearn.cli.startup import (
     with_stride,
     with_timestep,
 )
-from mdlearn.config import resolve
+from mdlearn.config import resolve, typed
 from mdlearn.device import PRECISIONS, choose_threads
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
@@ -217,8 +217,8 @@ def _resume(wanted: SimulateConfig) -> Setup:
     others = wanted.model_fields_set - changed - {"resume", "device", "max_time_s"}
     if others:
         raise UsageError(
-            f"--{min(others).replace('_', '-')}: a resumed run keeps its settings; only --steps,"
-            " --time, --extend, --max-time and --device can be given with --resume"
+            f"--{typed(SimulateConfig, min(others))}: a resumed run keeps its settings; only"
+            " --steps, --time, --extend, --max-time and --device can be given with --resume"
         )
     config = resolve(SimulateConfig, None, stored)
     steps = wanted.steps if changed else config.steps

@@ -14,7 +14,7 @@ import torch
 from mdlearn import h5md, units
 from mdlearn.cli.console import counted, err, hms, out
 from mdlearn.cli.ensembles import SimulateConfig, highest
-from mdlearn.config import option_names
+from mdlearn.config import option_names, typed
 from mdlearn.errors import OutputError, UsageError
 from mdlearn.guards import unfamiliar_atom
 from mdlearn.minimize import minimize
@@ -121,10 +121,9 @@ def with_stride(
     """
     stride_fs = propagator.settings.stride_fs
     if given := config.model_fields_set & OF_NEWTON:
-        name = min(given)
-        typed = (SimulateConfig.model_fields[name].alias or name).replace("_", "-")
         raise UsageError(
-            f"--{typed}: means nothing with --integrator learned, where each step is the stride of"
+            f"--{typed(SimulateConfig, min(given))}: means nothing with --integrator"
+            " learned, where each step is the stride of"
             f" the propagator ({stride_fs:g} fs) without thermostat and forces; leave it out"
         )
     if ":" in config.temperature_K:
@@ -162,11 +161,11 @@ def dry_run(
     n_atoms = len(system.numbers)
     frames = config.target // config.every + 1
     output = config.output or Path()
-    for typed, name in option_names(SimulateConfig).items():
+    for option, name in option_names(SimulateConfig).items():
         value = getattr(config, name)
         if value is not None and name != "dry_run":
             unit = next((u for suffix, u in SUFFIXES.items() if name.endswith(suffix)), "")
-            out.print(f"{typed:16} {value} {unit}".rstrip())
+            out.print(f"{option:16} {value} {unit}".rstrip())
     per_day = rate * config.timestep_fs * 86400 / 1e6
     pairs = int(neighbors.valid.sum()) // 2
     out.print(f"\natoms        {n_atoms}, {pairs} pairs; on {system.positions.device}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mdlearn.config import PRECISION, Config, parse_duration
+from mdlearn.config import PRECISION, Config, parse_duration, typed
 
 Minutes = Annotated[
     float,
@@ -204,7 +204,7 @@ class TrainConfig(Config):
             changed = {each for each in given if getattr(self, each) != fields[each].default}
             if others := changed - FOR_PROPAGATORS:
                 name = min(others)
-                found = "FRAMES" if name == "frames" else f"--{_typed(name)}"
+                found = "FRAMES" if name == "frames" else f"--{typed(TrainConfig, name)}"
                 raise ValueError(f"{found}: means nothing with --propagator; leave it out")
             return self
         if self.stride_fs:
@@ -213,14 +213,15 @@ class TrainConfig(Config):
             raise ValueError("expected FRAMES, as in: mdlearn train ethanol.xyz --budget 10min")
         if self.resume and (others := given - {"resume", "device", "auto_batch", "overwrite"}):
             raise ValueError(
-                f"--{_typed(min(others))}: a resumed training keeps its settings; only --device and"
-                " --auto-batch can be given with --resume"
+                f"--{typed(TrainConfig, min(others))}: a resumed training keeps its settings;"
+                " only --device and --auto-batch can be given with --resume"
             )
         of_model = {"model", "size", "cutoff_A", "features", "interactions", "radial", "parity"}
         changed = {name for name in of_model if getattr(self, name) != fields[name].default}
         if self.from_ and changed:
             raise ValueError(
-                f"--{_typed(min(changed))}: comes from the model that --from names; leave it out"
+                f"--{typed(TrainConfig, min(changed))}: comes from the model that --from names;"
+                " leave it out"
             )
         if self.freeze and not self.from_:
             raise ValueError("--freeze: there is nothing to keep without --from")
@@ -234,8 +235,3 @@ class TrainConfig(Config):
                 f" {self.model} was asked for; leave out --parity, or --model"
             )
         return self
-
-
-def _typed(field: str) -> str:
-    """The name of a field as people type it."""
-    return (TrainConfig.model_fields[field].alias or field).replace("_", "-")
