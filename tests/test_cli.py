@@ -393,6 +393,9 @@ class TestSimulate:
         settings = ["simulate", "run", "start.xyz", "--ensemble", ensemble]
         assert run(*settings, "--steps", 60, "--output", "whole.h5")[0] == 0
         assert run(*settings, "--steps", 30, "--output", "split.h5")[0] == 0
+        code, _, err = run("simulate", "--resume", "split.h5", "--temperature", 500)
+        assert code == 2
+        assert "--temperature: a resumed run keeps its settings" in err
         assert run("simulate", "--resume", "split.h5", "--steps", 60)[0] == 0
         with Trajectory("whole.h5") as whole, Trajectory("split.h5") as split:
             assert whole.steps.tolist() == split.steps.tolist() == list(range(0, 61, 10))
