@@ -650,6 +650,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(finished):
         ("", "unknown"),
         ("[1]", "unknown"),
     ],
+    ids=["another machine", "this process", "a process of before", "empty", "no lock"],
 )
 def test_any_other_lock_is_respected(finished, text, named):
     lock_file = finished.parent / "run.h5.lock"
