@@ -9,6 +9,7 @@ wrong parameter gradients inside a compiled loss that differentiates twice.)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,13 +60,25 @@ def exchange(g: Tensor, neighbors: Neighbors) -> Tensor:
     return exchanged
 
 
-@torch.library.custom_op("mdlearn::exchange", mutates_args=())
+def _operator(function: Callable[..., Tensor]) -> Any:
+    """Registers a function of tensors as an operator of torch, `mdlearn::` and its name.
+
+    `torch.library.custom_op` would do so too, but when such an operator is first called it loads
+    the compiler of torch, whether or not anything is to be compiled: more than a second.
+    """
+    name = function.__name__.removeprefix("_")
+    schema = torch.library.infer_schema(function, mutates_args=())
+    torch.library.define(f"mdlearn::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(f"mdlearn::{name}", "default", function)
+    return getattr(torch.ops.mdlearn, name).default
+
+
+@_operator
 def _exchange(g: Tensor, reverse: Tensor) -> Tensor:
     return g.flatten(0, 1).index_select(0, reverse.flatten()).view_as(g)
 
 
-@_exchange.register_fake
-def _(g: Tensor, reverse: Tensor) -> Tensor:
+def _like_exchanged(g: Tensor, reverse: Tensor) -> Tensor:
     return g.new_empty(g.shape)
 
 
@@ -77,26 +90,25 @@ def _backward_of_exchange(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return _exchange(grad.contiguous(), *ctx.saved_tensors), None
 
 
-_exchange.register_autograd(_backward_of_exchange, setup_context=_remember_reverse)
+torch.library.register_fake(_exchange, _like_exchanged)
+torch.library.register_autograd(_exchange, _backward_of_exchange, setup_context=_remember_reverse)
 
 
-@torch.library.custom_op("mdlearn::gather", mutates_args=())
+@_operator
 def _gather(h: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
     return h.index_select(0, j.flatten()).view(*j.shape, h.shape[1])
 
 
-@torch.library.custom_op("mdlearn::gather_transpose", mutates_args=())
+@_operator
 def _gather_transpose(g: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
     return g.flatten(0, 1).index_select(0, reverse.flatten()).view_as(g).sum(1)
 
 
-@_gather.register_fake
-def _(h: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+def _like_gathered(h: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
     return h.new_empty(*j.shape, h.shape[1])
 
 
-@_gather_transpose.register_fake
-def _(g: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
+def _like_sum(g: Tensor, j: Tensor, reverse: Tensor) -> Tensor:
     return g.new_empty(g.shape[0], g.shape[2])
 
 
@@ -112,8 +124,12 @@ def _backward_of_transpose(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _gather(grad.contiguous(), *ctx.saved_tensors), None, None
 
 
-_gather.register_autograd(_backward_of_gather, setup_context=_remember_pairs)
-_gather_transpose.register_autograd(_backward_of_transpose, setup_context=_remember_pairs)
+torch.library.register_fake(_gather, _like_gathered)
+torch.library.register_fake(_gather_transpose, _like_sum)
+torch.library.register_autograd(_gather, _backward_of_gather, setup_context=_remember_pairs)
+torch.library.register_autograd(
+    _gather_transpose, _backward_of_transpose, setup_context=_remember_pairs
+)
 
 
 def distances(r: Tensor) -> Tensor:
