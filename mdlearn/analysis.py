@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import ase
 import numpy as np
+import torch
 from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
+from numpy.typing import NDArray
 
+from mdlearn.atoms import to_system
+from mdlearn.neighbors import build, pair_vectors
 from mdlearn.trajectory import Trajectory
 
 BONDED = 1.2
@@ -16,7 +20,8 @@ BROKEN = 1.7
 """And the bond is broken when they are further apart than this many."""
 
 
-FRAMES_AT_ONCE = 256
+VECTORS_AT_ONCE = 1_000_000
+"""Positions and bonds of some frames that are in memory together."""
 
 
 class Drift(NamedTuple):
@@ -80,16 +85,14 @@ def energy_drift(trajectory: Trajectory) -> Drift | None:
 def follow_bonds(trajectory: Trajectory) -> Bonds:
     """The bonds of the first frame, and the first to break, judged by covalent radii."""
     start = trajectory.atoms(0)
-    radii = covalent_radii[start.numbers]
-    elements = set(start.numbers.tolist())
-    bonded = {
-        (a, b): BONDED * (covalent_radii[a] + covalent_radii[b]) for a in elements for b in elements
-    }
-    i, j, shift = neighbor_list("ijS", start, bonded)
-    limit = BROKEN * (radii[i] + radii[j])
-    count, unbound = len(i) // 2, tuple(sorted(set(range(len(start))) - set(i.tolist())))
-    for first in range(0, len(trajectory), FRAMES_AT_ONCE):
-        chosen = slice(first, first + FRAMES_AT_ONCE)
+    i, j, shift = _find_bonds(start)
+    limit = BROKEN * (covalent_radii[start.numbers[i]] + covalent_radii[start.numbers[j]])
+    bound = np.zeros(len(start), np.bool_)
+    bound[i] = bound[j] = True
+    count, unbound = len(i), tuple(np.flatnonzero(~bound).tolist())
+    at_once = max(1, VECTORS_AT_ONCE // (len(start) + len(i)))
+    for first in range(0, len(trajectory), at_once):
+        chosen = slice(first, first + at_once)
         positions, cells = trajectory.positions(chosen), trajectory.cells(chosen)
         bonds = positions[:, j] - positions[:, i] + shift @ cells  # (n_frames, n_bonds, 3)
         distance = np.linalg.norm(bonds, axis=2)
@@ -100,3 +103,13 @@ def follow_bonds(trajectory: Trajectory) -> Bonds:
             torn = BrokenBond(first + int(frame), atoms, float(distance[frame, bond]))
             return Bonds(count, unbound, torn)
     return Bonds(count, unbound, None)
+
+
+def _find_bonds(atoms: ase.Atoms) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """Bonds, each of them once: from which atoms to which, and with what lattice translations."""
+    system, radii = to_system(atoms), torch.from_numpy(covalent_radii)[atoms.numbers]
+    pairs = build(system, 2.0 * BONDED * float(radii.max()))
+    slots = torch.arange(pairs.j.numel()).view_as(pairs.j)
+    near = pair_vectors(system, pairs).norm(dim=2) < BONDED * (radii[:, None] + radii[pairs.j])
+    i, k = torch.nonzero(near & pairs.valid & (slots < pairs.reverse), as_tuple=True)
+    return i.numpy(), pairs.j[i, k].numpy(), pairs.shift[i, k].numpy()

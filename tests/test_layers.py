@@ -65,6 +65,12 @@ HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potent
 # What is frozen computes on a CPU, where a tensor is an array and nobody waits.
 EAGER = (*CHECKPOINTS, "potentials.frozen", "potentials.frozen_pairs")
 HOT = [name for name in HOT if name not in EAGER]
+USE_OF_AN_OPERATOR = """
+import torch
+from mdlearn.potentials.pairs import _gather
+zero = torch.zeros(1, 1, dtype=torch.int64)
+_gather(torch.ones(1, 1), zero, zero)
+"""
 SYNCHRONIZES = {"item", "nonzero", "masked_select", "cpu", "numpy", "argwhere", "unique"}
 CASTS = {"bool", "float", "int"}
 
@@ -190,6 +196,7 @@ def test_what_neighbors_does_in_a_step_never_waits_either(function: str) -> None
         ("import mdlearn.units, mdlearn.errors", "torch ase numpy click"),
         # vesin loads ase by itself where it is installed, so ase cannot be asked for here.
         ("import mdlearn.simulate", "click h5py rich safetensors"),
+        (USE_OF_AN_OPERATOR, "torch._dynamo sympy"),
     ],
 )
 def test_import_is_light(statement: str, absent: str) -> None:

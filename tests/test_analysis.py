@@ -1,0 +1,71 @@
+"""What is said of trajectories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+from checks import crystal, molecule, slab, tiny
+
+from mdlearn import analysis
+from mdlearn.analysis import BONDED, BROKEN, follow_bonds
+from mdlearn.h5md import Particles
+from mdlearn.trajectory import Trajectory
+from mdlearn.writer import TrajectoryWriter
+
+
+def record(path: Path, frames: list[ase.Atoms]) -> Path:
+    """A trajectory of structures."""
+    atoms = frames[0]
+    restart = {"step": np.array(0)}
+    particles = [Particles(atoms.numbers, atoms.get_masses(), atoms.pbc, {})]
+    writer = TrajectoryWriter.create(path, particles=particles, provenance={}, restart=restart)
+    with writer:
+        for step, each in enumerate(frames):
+            writer.append(
+                step=step,
+                time_fs=0.5 * step,
+                positions=each.positions,
+                velocities=np.zeros_like(each.positions),
+                forces=np.zeros_like(each.positions),
+                cell=each.cell.array,
+                observables={},
+            )
+        writer.commit(restart)
+    return path
+
+
+@pytest.mark.parametrize("atoms", [molecule(), crystal(), slab(), tiny(), ase.Atoms("O")], ids=str)
+def test_bonds_are_those_of_ase(tmp_path: Path, atoms: ase.Atoms) -> None:
+    """Each counts once, also one with an image of the same atom."""
+    radii = covalent_radii[atoms.numbers]
+    i, j, distance = neighbor_list("ijd", atoms, 2.0 * BONDED * radii.max())
+    bonded = distance < BONDED * (radii[i] + radii[j])
+    with Trajectory(record(tmp_path / "run.h5", [atoms])) as trajectory:
+        found = follow_bonds(trajectory)
+    assert found.number == bonded.sum() / 2
+    assert set(found.unbound) == set(range(len(atoms))) - set(i[bonded].tolist())
+    assert found.broken is None
+
+
+@pytest.mark.parametrize("at_once", [1, 60, 10**6])
+def test_the_first_bond_to_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(analysis, "VECTORS_AT_ONCE", at_once)
+    water = ase.Atoms("OHH", [[0.1, 0.0, 0.0], [1.06, 0.0, 0.0], [-0.14, 0.93, 0.0]], pbc=True)
+    water.cell = [8.0, 8.0, 8.0]
+    limit = BROKEN * (covalent_radii[8] + covalent_radii[1])
+    frames = []
+    for x in (0.96, 1.5, limit - 0.01, limit + 0.01, 2.5, 3.0):
+        frames.append(water.copy())
+        frames[-1].positions[1, 0] = 0.1 + x - 8.0  # the bond goes through the boundary
+    with Trajectory(record(tmp_path / "run.h5", frames)) as trajectory:
+        broken = follow_bonds(trajectory).broken
+    assert broken is not None
+    assert (broken.frame, broken.atoms) == (3, (0, 1))
+    assert broken.distance == pytest.approx(limit + 0.01, abs=1e-9)
