@@ -144,7 +144,7 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
     lists = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
     read = sum(each.nbytes for each in lists)
     read += sum(each.nbytes for each in frozen.weights if isinstance(each, np.ndarray))
-    n_bytes = 2.0 * frozen.workspace() + read
+    n_bytes = 2.0 * frozen.workspace(*neighbors.j.shape) + read
     whole, parts, rates = [], [], []
     for _ in range(rounds):
         rates.append(best_rates())

@@ -1,4 +1,4 @@
-"""Memory that runs out in a training: the batch is computed in parts, or the message says why."""
+"""Memory that runs out: a batch is computed in parts, or a message says why and what to do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 import ase.io
 import pytest
 import torch
-from checks import Run
+from checks import Run, crystal, random_potential
 from torch import Tensor
 
-from mdlearn.atoms import Frame, read_frames
+from mdlearn.atoms import Frame, read_frames, to_system
+from mdlearn.cli.memory import estimate_memory as estimate_evaluation
 from mdlearn.errors import ResourceError
-from mdlearn.neighbors import Neighbors
+from mdlearn.neighbors import Neighbors, build
+from mdlearn.potentials.evaluate import Frozen, evaluate
+from mdlearn.potentials.frozen import FrozenEquivariant, freeze
+from mdlearn.potentials.frozen_pairs import FrozenPairs, FrozenSum
 from mdlearn.potentials.network import Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import Example, concatenate, make_example
@@ -110,6 +114,38 @@ def test_estimate_counts_what_is_kept(frames: list[Frame]) -> None:
     weights = sum(each.numel() * each.element_size() for each in network.parameters())
     assert seven - weights == pytest.approx(7 * (one - weights), rel=0.1)
     assert one > examples[0].neighbors.j.numel() * 6 * 8
+
+
+@pytest.mark.parametrize("name", ["equivariant", "lennard-jones", "equivariant+zbl"])
+def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
+    """Exactly where arrays belong to atoms and slots; rows may be shorter than they could be."""
+    frozen, system = freeze(random_potential(name)), to_system(crystal().repeat((2, 2, 2)))
+    assert isinstance(frozen, Frozen)
+    neighbors = build(system, frozen.cutoff, 0.5)
+    evaluate(frozen, system, neighbors)
+    parts = frozen.parts if isinstance(frozen, FrozenSum) else [frozen]
+    for part in parts:
+        room = part.workspace(*neighbors.j.shape)
+        if isinstance(part, FrozenEquivariant):
+            assert part.work is not None
+            assert room == sum(each.nbytes for each in part.work)
+        if isinstance(part, FrozenPairs):
+            assert part.rows is not None
+            used = part.rows.first.nbytes + 3 * part.rows.near.nbytes  # they were int64 first
+            assert 0.5 * room < used <= room
+    assert frozen.workspace(*neighbors.j.shape) == sum(
+        part.workspace(*neighbors.j.shape) for part in parts
+    )
+
+
+@pytest.mark.parametrize("name", ["equivariant", "schnet", "painn"])
+def test_a_small_system_tells_what_a_large_one_needs(name: str) -> None:
+    potential = random_potential(name)
+    small, large = (to_system(crystal().repeat(times)) for times in (1, (3, 3, 2)))
+    lists = build(large, potential.cutoff, 0.5)
+    told = estimate_evaluation(potential, small, lists)
+    assert told == pytest.approx(estimate_evaluation(potential, large, lists), rel=0.1)
+    assert told > lists.j.numel() * 8 * potential.settings.features
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

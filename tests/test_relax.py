@@ -183,3 +183,15 @@ class TestStartOfDynamics:
         assert code == 6
         with Trajectory("cluster-traj.h5") as trajectory:
             assert len(trajectory) == 2
+
+    @pytest.mark.parametrize("verb", [["simulate", "--replicas", "3"], ["relax"]])
+    def test_memory_that_does_not_suffice_is_an_error_at_once(
+        self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+    ) -> None:
+        monkeypatch.setattr("mdlearn.cli.memory._free", lambda device: 10_000)
+        code, _, err = run(verb[0], "lj", "crystal.xyz", *verb[1:])
+        assert code == 7
+        n = 24 if verb[1:] else 8
+        assert f"crystal.xyz: {n} atoms need about" in err
+        assert "10 kB are free, enough for about" in err
+        assert outputs(here) == set()

@@ -76,3 +76,12 @@ def hms(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def human_size(size: float) -> str:
+    """A size as people write it: 3.2 kB, 1.6 MB, 20 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000.0:
+            return f"{size:.3g} {unit}"
+        size /= 1000.0
+    return f"{size:,.3g} TB" if size < 1000.0 else f"{size:,.0f} TB"

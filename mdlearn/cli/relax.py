@@ -21,6 +21,7 @@ from mdlearn import units
 from mdlearn.cli.console import Line, err, interruptible, out
 from mdlearn.cli.ensembles import fixed_atoms, mobile_atoms
 from mdlearn.cli.inputs import choose_form, choose_structures, place
+from mdlearn.cli.memory import require_memory
 from mdlearn.cli.options import verb
 from mdlearn.cli.startup import warn_of_surroundings
 from mdlearn.config import PRECISION, Config
@@ -83,10 +84,12 @@ def run(config: RelaxConfig) -> int:
             f"--cell {config.cell}: {config.structure} is not periodic in all three directions, so"
             " its cell is not under stress; leave out --cell"
         )
+    neighbors = build(system, network.cutoff)
+    require_memory(str(config.structure), potential, model.golden, neighbors)
     warn_of_surroundings(network, system)
     mobile = mobile_atoms(fixed_atoms([atoms], config.fix), system)
     pressure = config.pressure_GPa * units.GPa
-    choose_threads(build(system, network.cutoff).j.numel())
+    choose_threads(neighbors.j.numel())
     with interruptible() as interruption, Line() as line:
 
         def observe(step: int, descent: Descent) -> bool:

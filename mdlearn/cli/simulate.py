@@ -26,6 +26,7 @@ from mdlearn.cli.ensembles import (
     timed,
 )
 from mdlearn.cli.inputs import choose_form, choose_structures, place
+from mdlearn.cli.memory import require_memory
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import (
     Recorder,
@@ -52,7 +53,7 @@ from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import Evaluable
-from mdlearn.potentials.propagator import NoEnergy, Propagator
+from mdlearn.potentials.propagator import NoEnergy
 from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.replicas import choose, keep, narrow
 from mdlearn.simulate import Dynamics, Snapshot, restore, simulate, start
@@ -123,13 +124,16 @@ def _begin(config: SimulateConfig) -> Beginning:
     n_replicas = count_replicas(config, len(structures))
     network, system = place(model.network, structures, config.structure, config.device)
     potential = _potential(model)
-    choose_threads(build(system, network.cutoff, SKIN).j.numel())
+    neighbors = build(system, network.cutoff, SKIN)
+    choose_threads(neighbors.j.numel())
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
-    if isinstance(network, Propagator):
-        config = with_stride(config, network, structures)
+    if isinstance(model, PropagatorModel):
+        config = with_stride(config, model.network, structures)
     else:
-        warn_of_surroundings(network, system)
+        copies = n_replicas // len(structures)
+        require_memory(str(config.structure), potential, model.golden, neighbors, copies)
+        warn_of_surroundings(model.network, system)
         if config.relax:
             system = relaxed(potential, system, mobile)
         config = with_timestep(config, potential, system, mobile)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,14 +11,15 @@ import ase
 import torch
 
 from mdlearn import h5md, units
-from mdlearn.cli.console import counted, err, hms, out
+from mdlearn.cli.console import counted, err, hms, human_size, out
 from mdlearn.cli.ensembles import SimulateConfig, highest
+from mdlearn.cli.memory import estimate_memory, total_memory
 from mdlearn.config import option_names, typed
 from mdlearn.errors import OutputError, UsageError
 from mdlearn.guards import unfamiliar_atom
 from mdlearn.minimize import minimize
 from mdlearn.neighbors import build
-from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
+from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.propagator import Propagator
 from mdlearn.simulate import Dynamics, Snapshot, simulate
@@ -33,8 +33,6 @@ TIMING_S = 2.0
 """For which a dry run runs, but at least `TIMING_STEPS` and at most `MOST_STEPS`."""
 TIMING_STEPS = 5
 MOST_STEPS = 200
-WORKSPACE = 1.5
-"""Memory that an evaluation needs, in units of what it keeps for its derivative."""
 SUFFIXES = {
     "timestep": "fs",
     "_per_GPa": "1/GPa",
@@ -144,8 +142,8 @@ def require_space(path: Path, frames: int, particles: Sequence[h5md.Particles]) 
     needed, free = h5md.size(frames, particles), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OutputError(
-            f"{path}: {frames} frames need {_bytes(needed)}, and {_bytes(free)} are free there:"
-            " raise --every, run for less time, or choose another --output"
+            f"{path}: {frames} frames need {human_size(needed)}, and {human_size(free)} are free"
+            " there: raise --every, run for less time, or choose another --output"
         )
 
 
@@ -176,14 +174,16 @@ def dry_run(
     )
     size, free = h5md.size(frames, particles), shutil.disk_usage(output.parent).free
     out.print(
-        f"trajectory   {output}: {counted(frames, 'frame')}, {_bytes(size)}; {_bytes(free)} free"
+        f"trajectory   {output}: {counted(frames, 'frame')}, {human_size(size)};"
+        f" {human_size(free)} free"
     )
     if config.integrator == "newton":
-        need, total = _memory_per_atom(dynamics, first), _memory(system.positions.device)
+        need = estimate_memory(dynamics.potential, system, neighbors) / n_atoms
+        total = total_memory(system.positions.device)
         atoms = float(f"{total / need:.1g}")
         out.print(
-            f"memory       {_bytes(need)} an atom; about {atoms:,.0f} atoms like these fit in"
-            f" {_bytes(total)}"
+            f"memory       {human_size(need)} an atom; about {atoms:,.0f} atoms like these fit in"
+            f" {human_size(total)}"
         )
     out.print("nothing was written")
 
@@ -202,51 +202,3 @@ def _steps_per_second(dynamics: Dynamics, first: Snapshot) -> float:
 
     last = simulate(dynamics, first, steps=step + MOST_STEPS, every=1, observe=observe)
     return (last.state.step - step - 1) / (time.monotonic() - began)
-
-
-def _memory_per_atom(dynamics: Dynamics, snapshot: Snapshot) -> float:
-    """Bytes: on a GPU the peak of an evaluation, else what it keeps, times `WORKSPACE`."""
-    system, neighbors = snapshot.state.system, snapshot.neighbors
-    device, n_atoms = system.positions.device, len(system.numbers)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        evaluate(dynamics.potential, system, neighbors)
-        return (torch.cuda.max_memory_allocated(device) - before) / n_atoms
-    potential = dynamics.potential
-    if isinstance(potential, Frozen):
-        evaluate(potential, system, neighbors)
-        return (potential.workspace() + sum(each.nbytes for each in neighbors)) / n_atoms
-    kept: dict[int, int] = {}
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    weights = {each.untyped_storage().data_ptr() for each in _weights(dynamics)}
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        evaluate(dynamics.potential, system, neighbors)
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    return WORKSPACE * activations / n_atoms
-
-
-def _weights(dynamics: Dynamics) -> list[torch.Tensor]:
-    assert isinstance(dynamics.potential, ParametricPotential)
-    return [*dynamics.potential.parameters(), *dynamics.potential.buffers()]
-
-
-def _memory(device: torch.device) -> int:
-    """Of the device in all, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _bytes(size: float) -> str:
-    """A size as people write it: 3.2 kB, 1.6 MB, 20 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000.0:
-            return f"{size:.3g} {unit}"
-        size /= 1000.0
-    return f"{size:,.3g} TB" if size < 1000.0 else f"{size:,.0f} TB"

@@ -59,8 +59,8 @@ class Frozen(ABC):
         """What `evaluate` says; how virials are shared out to atoms is the frozen potential's."""
 
     @abstractmethod
-    def workspace(self) -> int:
-        """Bytes that the last evaluation worked in."""
+    def workspace(self, n_atoms: int, capacity: int) -> int:
+        """Bytes that an evaluation works in, besides its list of so many slots per atom."""
 
 
 Evaluable = Potential | Frozen

@@ -142,9 +142,10 @@ class FrozenEquivariant(Frozen):
             torch.tensor(work.virials),
         )
 
-    def workspace(self) -> int:
+    def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        return sum(each.nbytes for each in self.work) if self.work else 0
+        block = sum(each.nbytes for each in _workspace(self.weights, BLOCK, capacity))
+        return block * -(-n_atoms // BLOCK)
 
 
 def _weights(network: Equivariant) -> layout.Weights:

@@ -22,6 +22,8 @@ from mdlearn.system import Evaluation, System
 
 PAIRWISE = (LennardJones, Morse, ZBL)
 """What has loops in `kernels.pairwise`."""
+ROOM_OF_SLOT = 12
+"""Bytes of a neighbor in a row, and in what the row is made from."""
 NO_WALL = 1e6
 """1/Å, of the distance where a wall begins."""
 
@@ -69,9 +71,11 @@ class FrozenPairs(Frozen):
         found = (energy, forces, stress, energies, virials)
         return Evaluation(*(torch.from_numpy(each) for each in found))
 
-    def workspace(self) -> int:
-        """See `Frozen`."""
-        return sum(each.nbytes for each in self.rows) if self.rows else 0
+    def workspace(self, n_atoms: int, capacity: int) -> int:
+        """See `Frozen`. Rows hold no more than all slots, filled up to whole vectors."""
+        n_species = len(self.species)
+        slots = capacity + n_species * kernel.LANES
+        return n_atoms * (n_species * 8 + slots * ROOM_OF_SLOT)
 
 
 class FrozenSum(Frozen):
@@ -88,9 +92,9 @@ class FrozenSum(Frozen):
         found = [part.evaluate(system, neighbors) for part in self.parts]
         return Evaluation(*(sum(each[1:], each[0]) for each in zip(*found, strict=True)))
 
-    def workspace(self) -> int:
+    def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        return sum(part.workspace() for part in self.parts)
+        return sum(part.workspace(n_atoms, capacity) for part in self.parts)
 
 
 def _terms(

@@ -1,0 +1,117 @@
+"""Memory: what an evaluation needs, what there is, and what to say where that is less."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mdlearn.cli.console import human_size
+from mdlearn.errors import ResourceError
+from mdlearn.neighbors import Neighbors, build
+from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.system import System
+
+WORKSPACE = 1.35
+"""Memory that an evaluation needs, in units of what it keeps for its derivative."""
+
+
+def require_memory(
+    name: str,
+    potential: Evaluable,
+    golden: Sequence[System],
+    neighbors: Neighbors,
+    copies: int = 1,
+) -> None:
+    """Turns away what memory does not suffice for, before it is tried.
+
+    Args:
+        name: of the structure, for the message.
+        potential: what is to be evaluated.
+        golden: structures that it can be tried on.
+        neighbors: the pairs of the structure.
+        copies: of it, in one batch.
+
+    Raises:
+        ResourceError: there is too little.
+    """
+    if not golden:
+        return
+    device, n_atoms = neighbors.j.device, copies * len(neighbors.j)
+    largest = max(golden, key=lambda each: len(each.numbers))
+    example = System(*(each.to(device) for each in largest))
+    need, free = copies * estimate_memory(potential, example, neighbors), _free(device)
+    if need > free:
+        fit = float(f"{n_atoms * free / need:.1g}")
+        loops = "; the default network needs far less, on a CPU"
+        less = "" if isinstance(potential, Frozen) else loops
+        raise ResourceError(
+            f"{name}: {n_atoms:,} atoms need about {human_size(need)} of memory, and"
+            f" {human_size(free)} are free, enough for about {fit:,.0f} atoms like these: take"
+            f" fewer atoms or --replicas, or a machine with more memory{less}"
+        )
+
+
+def estimate_memory(potential: Evaluable, example: System, neighbors: Neighbors) -> float:
+    """Bytes that an evaluation with a list needs, the list included.
+
+    What is not frozen is measured on an example with as many slots per atom: on a GPU the peak of
+    an evaluation, else what it keeps for its derivative, times `WORKSPACE`.
+
+    Args:
+        potential: what is to be evaluated.
+        example: a system that it can be tried on.
+        neighbors: the list.
+    """
+    lists = sum(each.nbytes for each in neighbors)
+    if isinstance(potential, Frozen):
+        return lists + potential.workspace(*neighbors.j.shape)
+    n_atoms, capacity = neighbors.j.shape
+    listed = build(example, potential.cutoff, 0.0, capacity)
+    share = n_atoms / len(example.numbers)
+    device = example.positions.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        evaluate(potential, example, listed)
+        return lists + share * (torch.cuda.max_memory_allocated(device) - before)
+    return lists + share * WORKSPACE * _kept(potential, example, listed)
+
+
+def _kept(potential: Evaluable, system: System, neighbors: Neighbors) -> int:
+    """Bytes of what an evaluation keeps for its derivative."""
+    assert isinstance(potential, ParametricPotential)
+    kept: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = [*potential.parameters(), *potential.buffers()]
+    theirs = {each.untyped_storage().data_ptr() for each in weights}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        evaluate(potential, system, neighbors)
+    return sum(size for pointer, size in kept.items() if pointer not in theirs)
+
+
+def total_memory(device: torch.device) -> int:
+    """Of the device in all, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _free(device: torch.device) -> int:
+    """What can be had of a device's memory, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    statistics = Path("/proc/meminfo")
+    if not statistics.exists():  # only Linux tells what files in its cache could make room for
+        return total_memory(device)
+    found = re.search(r"MemAvailable:\s+(\d+) kB", statistics.read_text(encoding="utf-8"))
+    return 1024 * int(found[1]) if found else total_memory(device)
