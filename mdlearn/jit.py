@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import numba
 
 config: Any = numba.config  # which makes its entries when it is imported
+njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -19,6 +20,8 @@ def compiled(
     nogil: bool = False,
     error_model: Literal["python", "numpy"] = "python",
     keep: bool = True,
+    inner: bool = False,
+    merge: bool = False,
 ) -> Callable[[Function], Function]:
     """A decorator: the function is compiled when it is first called with arguments of some types.
 
@@ -31,13 +34,24 @@ def compiled(
         nogil: other threads may run Python meanwhile.
         error_model: `python` raises where a number is divided by zero, `numpy` does not.
         keep: on disk; not what is made from other functions.
+        inner: only called by compiled functions. What would unpack arguments that Python passes is
+            larger than most functions, and not made then.
+        merge: with the function that calls it, and with its options for `fastmath`. A caller is
+            compiled together with all that it calls, once more after that was compiled by itself:
+            what has a single caller need not be.
     """
     permitted = set(fastmath) or False
 
     def decorate(function: Function) -> Function:
         def make(cache: bool) -> Any:
-            options = numba.njit(
-                cache=cache, fastmath=permitted, nogil=nogil, error_model=error_model
+            options = njit(
+                cache=cache,
+                fastmath=permitted,
+                nogil=nogil,
+                error_model=error_model,
+                inline="always" if merge else "never",
+                no_cpython_wrapper=inner or merge,
+                no_cfunc_wrapper=True,
             )
             return options(function)
 

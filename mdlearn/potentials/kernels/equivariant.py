@@ -26,7 +26,7 @@ from mdlearn.potentials.kernels.neighborhood import (
 from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def _multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) -> None:
     """The product of functions on the sphere, (M, W F): fg_i = sum G_ijk f_j g_k."""
     fg[:] = 0.0
@@ -37,7 +37,7 @@ def _multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) ->
             row[c] += w * x[c] * y[c]
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def _multiply_back(
     f: Array, g: Array, back: Array, coupling: Array, couples: Array, to_f: Array, to_g: Array
 ) -> None:
@@ -52,12 +52,12 @@ def _multiply_back(
             other[c] += t * x[c]
 
 
-@compiled()
+@compiled(inner=True)
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@compiled()
+@compiled(merge=True)
 def _forward(
     layer: int, block: int, index: Array, j: Array, weights: Weights, work: Workspace
 ) -> None:
@@ -104,7 +104,7 @@ def _forward(
         _speak(layer, block, given, index, weights, work)
 
 
-@compiled()
+@compiled(merge=True)
 def _speak(
     layer: int, block: int, given: Array, index: Array, weights: Weights, work: Workspace
 ) -> None:
@@ -140,7 +140,7 @@ def _speak(
                     spoken[c] += said[half * n + first + c]
 
 
-@compiled()
+@compiled(merge=True)
 def _read(block: int, index: Array, weights: Weights, work: Workspace) -> None:
     """The energies of the atoms of a block; their invariants become the adjoints of these."""
     _, width, _ = work.invariants.shape
@@ -162,7 +162,7 @@ def _read(block: int, index: Array, weights: Weights, work: Workspace) -> None:
     work.invariants[block] += weights.linear
 
 
-@compiled()
+@compiled(merge=True)
 def _backward(
     layer: int,
     block: int,
@@ -224,7 +224,7 @@ def _backward(
                         heard[c] = told[part * LANES + c]
 
 
-@compiled()
+@compiled(merge=True)
 def _speak_back(
     layer: int,
     block: int,

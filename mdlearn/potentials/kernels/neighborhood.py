@@ -37,7 +37,7 @@ from mdlearn.potentials.kernels.sphere import (
 )
 
 
-@compiled()
+@compiled(inner=True)
 def look(
     n: int,
     positions: Array,
@@ -84,7 +84,7 @@ def look(
     work.energies[n] = energy + weights.reference[index[n]]
 
 
-@compiled()
+@compiled(inner=True)
 def expand(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
@@ -107,7 +107,7 @@ def expand(
                     seen[m, n - atoms[0], z * radial + b] = density[z, m * LANES + b]
 
 
-@compiled()
+@compiled(inner=True)
 def expand_back(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
@@ -135,7 +135,7 @@ def expand_back(
             push_pair(pair, along, (gx, gy, gz), slope[n, slot])
 
 
-@compiled()
+@compiled(inner=True)
 def hear(
     layer: int, atoms: tuple[int, int], j: Array, weights: Weights, work: Workspace, told: Array
 ) -> None:
@@ -165,7 +165,7 @@ def hear(
                     told[m, n - atoms[0], part * LANES + c] = density[part, m * LANES + c]
 
 
-@compiled()
+@compiled(inner=True)
 def hear_back(
     layer: int, atoms: tuple[int, int], j: Array, weights: Weights, work: Workspace, said: Array
 ) -> None:
@@ -213,7 +213,7 @@ def hear_back(
                     said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
 
 
-@compiled()
+@compiled(inner=True)
 def push(n: int, reverse: Array, work: Workspace) -> None:
     """Force on atom n and its virial: F = sum_k g[n,k] - g.flat[reverse[n,k]]."""
     fx, fy, fz = 0.0, 0.0, 0.0

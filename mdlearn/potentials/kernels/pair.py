@@ -13,7 +13,7 @@ from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights
 from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array, Scalar
 
 
-@compiled()
+@compiled(inner=True)
 def radial_functions(d: float, weights: Weights, basis: Array) -> None:
     """Fills basis (32,): radial functions of a distance (16,), and their derivatives (16,)."""
     u = d / weights.cutoff
@@ -37,7 +37,7 @@ def radial_functions(d: float, weights: Weights, basis: Array) -> None:
         cosine, sine = cosine * turn - sine * up, sine * turn + cosine * up
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def expand_pair(y: Array, basis: Array, density: Array) -> None:
     """Adds y_m b_c, for y (64,) and b (16,), to a density (256,)."""
     for m in range(0, HARMONICS, 4):
@@ -51,7 +51,7 @@ def expand_pair(y: Array, basis: Array, density: Array) -> None:
             rows[48 + c] += y3 * b
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def filter_pair(basis: Array, filters: Array, out: Array) -> None:
     """Out (32,) = basis (16,) @ filters, for values and for slopes (2, 256)."""
     values, slopes = filters[0], filters[1]
@@ -63,7 +63,7 @@ def filter_pair(basis: Array, filters: Array, out: Array) -> None:
         out[c], out[LANES + c] = v, s
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def evaluate_along(y: Array, f: Array, g: Array, out: Array) -> None:
     """Functions f (256,) where harmonics are y (64,), and the slopes of g (256,) there.
 
@@ -85,7 +85,7 @@ def evaluate_along(y: Array, f: Array, g: Array, out: Array) -> None:
         out[16 + c], out[32 + c], out[48 + c] = tx, ty, tz
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def weigh(q: Array, filters: Array) -> None:
     """Values and slopes (64,) times filters (32,)."""
     for c in range(LANES):
@@ -95,7 +95,7 @@ def weigh(q: Array, filters: Array) -> None:
         q[48 + c] *= filters[16 + c]
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def weigh_both(p: Array, q: Array, filters: Array, rises: Array) -> Scalar:
     """The same for two; and sum_c R'_c p_c q_c with the derivatives of the filters (32,)."""
     total = p[0] - p[0]
@@ -109,7 +109,7 @@ def weigh_both(p: Array, q: Array, filters: Array, rises: Array) -> Scalar:
     return total
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def spread(y: Array, q: Array, density: Array) -> None:
     """Adds y_m q_c + ∇y_m · ∇q_c, for y (64,) and q (64,), to a density (256,)."""
     for m in range(0, HARMONICS, 2):
@@ -122,7 +122,7 @@ def spread(y: Array, q: Array, density: Array) -> None:
             rows[16 + c] += v1 * qv + x1 * qx + y1 * qy + z1 * qz
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def spread_apart(y: Array, q: Array, density: Array) -> None:
     """Adds y_m q_c to the first half of a density (512,), ∇y_m · ∇q_c to the second."""
     for m in range(0, HARMONICS, 2):
@@ -137,7 +137,7 @@ def spread_apart(y: Array, q: Array, density: Array) -> None:
             rows[272 + c] += x1 * qx + y1 * qy + z1 * qz
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def to_harmonics(
     listener: Array, spoken: Array, p: Array, q: Array, parity: Array, sums: Array
 ) -> None:
@@ -164,7 +164,7 @@ def to_harmonics(
                 rows[i * 64 + 48 + c] += s * p[48 + c] - v * q[48 + c]
 
 
-@compiled()
+@compiled(inner=True)
 def push_pair(pair: Array, along: float, across: tuple[float, float, float], slope: Array) -> None:
     """Adds dE/dr to the slope of a pair, from dE/dd and dE/du, of which only what is across u."""
     x, y, z, d = pair[0], pair[1], pair[2], pair[3]
@@ -174,7 +174,7 @@ def push_pair(pair: Array, along: float, across: tuple[float, float, float], slo
     slope[2] += across[2] / d + along * z
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def four_dots(q: Array, basis: Array) -> tuple[float, float, float, float]:
     """Of values (16,) with derivatives of radial functions, and of slopes with the functions."""
     v, x, y, z = q[0] * basis[16], q[16] * basis[0], q[32] * basis[0], q[48] * basis[0]
