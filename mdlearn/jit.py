@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numba
+from scipy.linalg import cython_blas
 
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
@@ -66,6 +69,19 @@ def compiled(
         return dispatcher
 
     return decorate
+
+
+def keep_blas_on_one_thread() -> None:
+    """Has matrix products in compiled functions stay on the thread that asks for them.
+
+    They are products of scipy's BLAS. OpenBLAS shares out larger ones among threads of its own, for
+    which the threads that share out blocks of atoms would wait in turn. Another BLAS takes its
+    number of threads from the environment only.
+    """
+    library = ctypes.CDLL(cython_blas.__file__)
+    for prefix in ("scipy_", ""):  # of scipy's wheels, and of systems
+        with suppress(AttributeError):
+            library[f"{prefix}openblas_set_num_threads"](1)
 
 
 def _folder() -> Path:

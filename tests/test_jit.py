@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checks import random_potential
+from scipy.linalg import cython_blas
+
+from mdlearn.potentials.frozen import freeze
 
 CODE = """
 from mdlearn.potentials.kernels.sphere import polynomials
@@ -50,3 +55,11 @@ def test_nothing_is_kept_where_nothing_can_be(monkeypatch: pytest.MonkeyPatch) -
         return 2.0 * x
 
     assert compiled()(double)(1.5) == 3.0
+
+
+def test_matrix_products_have_no_threads_of_their_own() -> None:
+    library = ctypes.CDLL(cython_blas.__file__)  # of a wheel of scipy, with OpenBLAS in it
+    library.scipy_openblas_set_num_threads(2)
+    assert library.scipy_openblas_get_num_threads() == 2
+    freeze(random_potential("equivariant"))
+    assert library.scipy_openblas_get_num_threads() == 1

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mdlearn.jit import keep_blas_on_one_thread
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.architectures import Sum
@@ -103,6 +104,7 @@ class FrozenEquivariant(Frozen):
         self.weights = _weights(network)
         self.work: layout.Workspace | None = None
         self.team = Team()
+        keep_blas_on_one_thread()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`. As many threads as torch has share the blocks of atoms."""
