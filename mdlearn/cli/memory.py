@@ -14,10 +14,12 @@ from mdlearn.errors import ResourceError
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.system import System
+from mdlearn.system import System, concatenate
 
 WORKSPACE = 1.35
 """Memory that an evaluation needs, in units of what it keeps for its derivative."""
+ENOUGH = 100
+"""Atoms of an example, at least: what does not grow with their number is then a small part."""
 
 
 def require_memory(
@@ -43,7 +45,8 @@ def require_memory(
         return
     device, n_atoms = neighbors.j.device, copies * len(neighbors.j)
     largest = max(golden, key=lambda each: len(each.numbers))
-    example = System(*(each.to(device) for each in largest))
+    batch = concatenate([largest] * -(-ENOUGH // len(largest.numbers)))
+    example = System(*(each.to(device) for each in batch))
     need, free = copies * estimate_memory(potential, example, neighbors), _free(device)
     if need > free:
         fit = float(f"{n_atoms * free / need:.1g}")
