@@ -41,13 +41,11 @@ def require_memory(
     Raises:
         ResourceError: there is too little.
     """
-    if not golden:
+    if not (golden or isinstance(potential, Frozen)):
         return
-    device, n_atoms = neighbors.j.device, copies * len(neighbors.j)
-    largest = max(golden, key=lambda each: len(each.numbers))
-    batch = concatenate([largest] * -(-ENOUGH // len(largest.numbers)))
-    example = System(*(each.to(device) for each in batch))
-    need, free = copies * estimate_memory(potential, example, neighbors), _free(device)
+    n_atoms = copies * len(neighbors.j)
+    need = copies * estimate_memory(potential, golden, neighbors)
+    free = _free(neighbors.j.device)
     if need > free:
         fit = float(f"{n_atoms * free / need:.1g}")
         loops = "; the default network needs far less, on a CPU"
@@ -59,7 +57,7 @@ def require_memory(
         )
 
 
-def estimate_memory(potential: Evaluable, example: System, neighbors: Neighbors) -> float:
+def estimate_memory(potential: Evaluable, golden: Sequence[System], neighbors: Neighbors) -> float:
     """Bytes that an evaluation with a list needs, the list included.
 
     What is not frozen is measured on an example with as many slots per atom: on a GPU the peak of
@@ -67,16 +65,19 @@ def estimate_memory(potential: Evaluable, example: System, neighbors: Neighbors)
 
     Args:
         potential: what is to be evaluated.
-        example: a system that it can be tried on.
+        golden: structures that it can be tried on; what is frozen needs none.
         neighbors: the list.
     """
     lists = sum(each.nbytes for each in neighbors)
     if isinstance(potential, Frozen):
         return lists + potential.workspace(*neighbors.j.shape)
     n_atoms, capacity = neighbors.j.shape
+    device = neighbors.j.device
+    largest = max(golden, key=lambda each: len(each.numbers))
+    batch = concatenate([largest] * -(-ENOUGH // len(largest.numbers)))
+    example = System(*(each.to(device) for each in batch))
     listed = build(example, potential.cutoff, 0.0, capacity)
     share = n_atoms / len(example.numbers)
-    device = example.positions.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -178,7 +178,7 @@ def dry_run(
         f" {human_size(free)} free"
     )
     if config.integrator == "newton":
-        need = estimate_memory(dynamics.potential, system, neighbors) / n_atoms
+        need = estimate_memory(dynamics.potential, [system], neighbors) / n_atoms
         total = total_memory(system.positions.device)
         atoms = float(f"{total / need:.1g}")
         out.print(
