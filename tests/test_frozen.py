@@ -52,7 +52,7 @@ def both(
     return evaluate(frozen, system, neighbors), evaluate(network, system, neighbors)
 
 
-NETWORKS = {"equivariant": 1e-11, "schnet": 1e-10}
+NETWORKS = {"equivariant": 1e-11, "schnet": 1e-10, "painn": 1e-10}
 """What has loops, and how well it agrees in float64; filters in tables have errors of their own."""
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -227,6 +227,7 @@ class TestPairs:
         "morse+zbl+lennard-jones",
         "equivariant+zbl",
         "schnet+zbl",
+        "painn+morse",
         "zbl+composition+equivariant",
     )
 

@@ -17,9 +17,11 @@ from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.frozen_equivariant import freeze_equivariant, has_loops
+from mdlearn.potentials.frozen_painn import freeze_painn
 from mdlearn.potentials.frozen_pairs import PAIRWISE, FrozenPairs, FrozenSum
 from mdlearn.potentials.frozen_schnet import freeze_schnet
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import System
 
@@ -30,8 +32,8 @@ AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-9}
 def freeze(potential: ParametricPotential) -> Evaluable:
     """The fast form of a potential with its weights as they are now, or itself if it has none.
 
-    There are loops for a CPU: for the default network, unless it is chiral, for SchNet, for
-    functions of distances, and for sums of these with one of the networks.
+    There are loops for a CPU: for the default network, unless it is chiral, for SchNet and
+    PaiNN, for functions of distances, and for sums of these with one of the networks.
     """
     if potential.wall.start.device.type != "cpu":
         return potential
@@ -66,6 +68,8 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
 def _freeze_network(network: nn.Module) -> Frozen | None:
     if isinstance(network, Equivariant) and has_loops(network):
         return freeze_equivariant(network)
+    if isinstance(network, PaiNN):
+        return freeze_painn(network)
     return freeze_schnet(network) if isinstance(network, SchNet) else None
 
 
