@@ -21,7 +21,7 @@ MODULES = {
 BELOW = ("units", "errors", "system", "neighbors", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors", "jit"}
+CORE = {"system", "neighbors", "units", "errors", "jit", "lanes"}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
@@ -63,8 +63,7 @@ FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
 # What is frozen computes on a CPU, where a tensor is an array and nobody waits.
-EAGER = (*CHECKPOINTS, "potentials.frozen", "potentials.frozen_pairs")
-HOT = [name for name in HOT if name not in EAGER]
+HOT = [name for name in HOT if name not in CHECKPOINTS and "frozen" not in name]
 USE_OF_AN_OPERATOR = """
 import torch
 from mdlearn.potentials.pairs import _gather
