@@ -7,7 +7,9 @@ asked for charges. No derivative is taken of it: the loops give forces themselve
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -35,6 +37,9 @@ BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time."""
 AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-9}
 """In eV/Å, or as a share of a force that is larger than 1 eV/Å; and in eV/atom."""
+OLDEST_TRITON = (3, 7)
+"""That the kernels for a GPU were tried with."""
+WITHOUT_TRITON = "kernels for a GPU take Triton 3.7 or later, which torch 2.13 brings with it"
 
 Array = NDArray[Any]
 
@@ -43,9 +48,14 @@ def freeze(potential: ParametricPotential) -> Evaluable:
     """The fast form of a potential with its weights as they are now, or itself if it has none.
 
     There are loops for a CPU: for the default network, unless it is chiral, for functions of
-    distances, and for sums of both.
+    distances, and for sums of both. On a GPU there are some for that network alone.
     """
-    if potential.wall.start.device.type != "cpu":
+    device = potential.wall.start.device.type
+    if device == "cuda" and _has_kernels(potential) and _has_triton():
+        from mdlearn.potentials.frozen_cuda import FrozenEquivariantOnGPU
+
+        return FrozenEquivariantOnGPU(potential)
+    if device != "cpu":
         return potential
     parts = list(potential.parts) if isinstance(potential, Sum) else [potential]
     looped = [part for part in parts if isinstance(part, (*PAIRWISE, Composition))]
@@ -70,7 +80,8 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
     """
     frozen = freeze(potential)
     if frozen is potential:
-        return potential, ""
+        missing = potential.wall.start.device.type == "cuda" and _has_kernels(potential)
+        return potential, WITHOUT_TRITON if missing else ""
     off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
     return (potential if off else frozen), off
 
@@ -80,9 +91,20 @@ def _has_loops(network: Equivariant) -> bool:
     return settings.parity == "o3" and settings.radial <= layout.LANES
 
 
+def _has_kernels(potential: ParametricPotential) -> TypeGuard[Equivariant]:
+    return isinstance(potential, Equivariant) and _has_loops(potential)
+
+
+def _has_triton() -> bool:
+    if find_spec("triton") is None:
+        return False
+    return tuple(int(each) for each in version("triton").split(".")[:2]) >= OLDEST_TRITON
+
+
 def disagreement(frozen: Evaluable, potential: ParametricPotential, system: System) -> str:
     """By how much a frozen potential is off, in words; empty if only by rounding."""
-    dtype = potential.wall.start.dtype
+    dtype, device = potential.wall.start.dtype, potential.wall.start.device
+    system = System(*(each.to(device) for each in system))
     neighbors = build(system, potential.cutoff)
     ours, theirs = (evaluate(each, system, neighbors) for each in (frozen, potential))
     largest = theirs.forces.abs().max().clamp_min(1.0)
@@ -101,7 +123,7 @@ class FrozenEquivariant(Frozen):
         self.cutoff = network.cutoff
         self.species = network.species
         self.elements = network.elements
-        self.weights = _weights(network)
+        self.weights = loop_weights(network)
         self.work: layout.Workspace | None = None
         self.team = Team()
         keep_blas_on_one_thread()
@@ -150,7 +172,7 @@ class FrozenEquivariant(Frozen):
         return block * -(-n_atoms // BLOCK)
 
 
-def _weights(network: Equivariant) -> layout.Weights:
+def loop_weights(network: Equivariant) -> layout.Weights:
     """The weights of a network in the order and the shapes of the loops."""
     settings = network.settings
     n_layers, n_species, radial = settings.interactions, len(network.species), settings.radial
