@@ -25,7 +25,8 @@ from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Frozen, evaluate
-from mdlearn.potentials.frozen import disagreement, freeze
+from mdlearn.potentials.frozen import disagreement, fastest, freeze
+from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels.sphere import harmonics, pull_back, tangents
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
@@ -339,3 +340,14 @@ class TestSphere:
         found = np.array(pull_back(*x, t, s.ravel(), table))
         found -= x * (found @ x)
         assert np.abs(found - u.grad.numpy()).max() < 1e-12
+
+
+def test_without_a_compiler_there_is_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Evaluation:
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(FrozenNetwork, "evaluate", fail)
+    network = random_potential("schnet")
+    found, why = fastest(network, [to_system(molecule())])
+    assert found is network
+    assert why == "no loops can be compiled (RuntimeError: no such processor)"

@@ -7,6 +7,9 @@ asked for charges. No derivative is taken of it: the loops give forces themselve
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -27,15 +30,24 @@ from mdlearn.system import System
 
 AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-9}
 """In eV/Å, or as a share of a force that is larger than 1 eV/Å; and in eV/atom."""
+OLDEST_TRITON = (3, 7)
+"""That the kernels for a GPU were tried with."""
+WITHOUT_TRITON = "kernels for a GPU take Triton 3.7 or later, which torch 2.13 brings with it"
 
 
 def freeze(potential: ParametricPotential) -> Evaluable:
     """The fast form of a potential with its weights as they are now, or itself if it has none.
 
     There are loops for a CPU: for the default network, unless it is chiral, for SchNet and
-    PaiNN, for functions of distances, and for sums of these with one of the networks.
+    PaiNN, for functions of distances, and for sums of these with one of the networks. On a GPU
+    there are some for the default network alone.
     """
-    if potential.wall.start.device.type != "cpu":
+    device = potential.wall.start.device.type
+    if device == "cuda" and _has_kernels(potential) and _has_triton():
+        from mdlearn.potentials.frozen_cuda import FrozenEquivariantOnGPU
+
+        return FrozenEquivariantOnGPU(potential)
+    if device != "cpu":
         return potential
     parts = list(potential.parts) if isinstance(potential, Sum) else [potential]
     looped = [part for part in parts if isinstance(part, (*PAIRWISE, Composition))]
@@ -60,8 +72,12 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
     """
     frozen = freeze(potential)
     if frozen is potential:
-        return potential, ""
-    off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
+        missing = potential.wall.start.device.type == "cuda" and _has_kernels(potential)
+        return potential, WITHOUT_TRITON if missing else ""
+    try:
+        off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
+    except Exception as error:  # of a compiler, whatever that says: there is another way
+        off = f"no loops can be compiled ({type(error).__name__}: {error})"
     return (potential if off else frozen), off
 
 
@@ -73,9 +89,20 @@ def _freeze_network(network: nn.Module) -> Frozen | None:
     return freeze_schnet(network) if isinstance(network, SchNet) else None
 
 
+def _has_kernels(potential: ParametricPotential) -> TypeGuard[Equivariant]:
+    return isinstance(potential, Equivariant) and has_loops(potential)
+
+
+def _has_triton() -> bool:
+    if find_spec("triton") is None:
+        return False
+    return tuple(int(each) for each in version("triton").split(".")[:2]) >= OLDEST_TRITON
+
+
 def disagreement(frozen: Evaluable, potential: ParametricPotential, system: System) -> str:
     """By how much a frozen potential is off, in words; empty if only by rounding."""
-    dtype = potential.wall.start.dtype
+    dtype, device = potential.wall.start.dtype, potential.wall.start.device
+    system = System(*(each.to(device) for each in system))
     neighbors = build(system, potential.cutoff)
     ours, theirs = (evaluate(each, system, neighbors) for each in (frozen, potential))
     largest = theirs.forces.abs().max().clamp_min(1.0)

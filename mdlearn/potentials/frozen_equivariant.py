@@ -32,10 +32,10 @@ def has_loops(network: Equivariant) -> bool:
 def freeze_equivariant(network: Equivariant) -> FrozenNetwork:
     """Takes over the network's weights, in its precision."""
     stages = 2 * network.settings.interactions + 1
-    return FrozenNetwork(network, _weights(network), _workspace, kernel.sweep, stages)
+    return FrozenNetwork(network, loop_weights(network), _workspace, kernel.sweep, stages)
 
 
-def _weights(network: Equivariant) -> layout.Weights:
+def loop_weights(network: Equivariant) -> layout.Weights:
     """The weights of a network in the order and the shapes of the loops."""
     settings = network.settings
     n_species, radial, features = len(network.species), settings.radial, settings.features
