@@ -44,7 +44,8 @@ from step_time import CUTOFF
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build, choose_skin
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.frozen import FrozenEquivariant, freeze
+from mdlearn.potentials.frozen import freeze
+from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.network import Size
 
@@ -135,7 +136,7 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
     system = to_system(driving.grow(path, int(n_atoms)))
     network = random_network(system, CUTOFF, "equivariant", SIZES)
     frozen, neighbors = freeze(network), build(system, CUTOFF, choose_skin(system))
-    assert isinstance(frozen, FrozenEquivariant)
+    assert isinstance(frozen, FrozenNetwork)
     evaluate(frozen, system, neighbors)
     work = frozen.work
     assert work is not None

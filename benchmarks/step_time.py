@@ -5,8 +5,9 @@
 A step is velocity Verlet with forces and with neighbor lists, as each package makes them: MACE and
 NequIP by their calculators in ASE, with a list at every step; SchNetPack by its own simulator, and
 mdlearn by what `mdlearn simulate` runs, guards included, with lists that are kept while they are
-good. Nothing is written. All in float32 (mdlearn keeps positions and sums in float64) at a cutoff
-of 5 Å, with random weights, on which the time does not depend.
+good. SchNet and PaiNN are there twice, by SchNetPack and frozen by mdlearn, with as many features,
+interactions and radial functions. Nothing is written. All in float32 (mdlearn keeps positions and
+sums in float64) at a cutoff of 5 Å, with random weights, on which the time does not depend.
 
 Atoms begin at 300 K and turn back after 20 steps of 0.5 fs, so that lists wear out and systems
 still stay what they are. Times are means of such legs. Peers come at sizes that their documentation
@@ -57,6 +58,16 @@ FROZEN = Engine("mdlearn, frozen", "mdlearn", {**DEFAULT, "frozen": True})
 ENGINES = (
     FROZEN,
     Engine("mdlearn, not frozen", "mdlearn", {**DEFAULT, "frozen": False}),
+    Engine(
+        "mdlearn SchNet, 128 features, 6 interactions, frozen",
+        "mdlearn",
+        {**SCHNET, "replicas": 1, "frozen": True},
+    ),
+    Engine(
+        "mdlearn PaiNN, 128 features, 3 interactions, frozen",
+        "mdlearn",
+        {**PAINN, "replicas": 1, "frozen": True},
+    ),
     Engine("SchNetPack SchNet, 128 features, 6 interactions", "schnetpack", SCHNET),
     Engine("SchNetPack PaiNN, 128 features, 3 interactions", "schnetpack", PAINN),
     Engine("MACE, 64 channels, L = 0", "mace", {"channels": 64, "max_l": 0}),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,5 +86,14 @@ def keep_blas_on_one_thread() -> None:
             library[f"{prefix}openblas_set_num_threads"](1)
 
 
+@cache
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn"
+    """One for each state of the sources.
+
+    Numba looks at the file of a function only, not at those of what is compiled into it.
+    """
+    here = Path(__file__).parent
+    sources = [here / name for name in ("jit.py", "lanes.py", "neighbors.py")]
+    sources += sorted((here / "potentials" / "kernels").glob("*.py"))
+    state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn" / state

@@ -15,6 +15,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Before Triton is imported anywhere: without a GPU, kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 pytest.register_assert_rewrite("checks")
 
 from checks import (  # noqa: E402

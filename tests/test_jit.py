@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from checks import random_potential
 from scipy.linalg import cython_blas
 
+import mdlearn
 from mdlearn.potentials.frozen import freeze
 
 CODE = """
@@ -37,6 +39,23 @@ def test_compiled_functions_are_kept(tmp_path: Path) -> None:
     assert first[0] == second[0] == str(3.0**0.5)
     assert (first[1], second[1]) == ("0", "1")
     assert list(tmp_path.glob("mdlearn/**/*.nbi"))
+
+
+def test_what_is_kept_is_of_these_sources(tmp_path: Path) -> None:
+    """Also where only a function has changed that is compiled into others, of another file."""
+    shutil.copytree(Path(mdlearn.__file__).parent, tmp_path / "mdlearn")
+    code = "from mdlearn.jit import _folder; print(_folder())"
+
+    def folder() -> str:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return done.stdout
+
+    before = folder()
+    assert folder() == before
+    with (tmp_path / "mdlearn/potentials/kernels/pair.py").open("a") as file:
+        file.write("# changed\n")
+    assert folder() != before
 
 
 def test_numba_may_be_told_where(tmp_path: Path) -> None:

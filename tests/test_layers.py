@@ -21,7 +21,7 @@ MODULES = {
 BELOW = ("units", "errors", "system", "neighbors", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors", "jit"}
+CORE = {"system", "neighbors", "units", "errors", "jit", "lanes"}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
@@ -62,9 +62,13 @@ CHECKPOINTS = [
 FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
-# What is frozen computes on a CPU, where a tensor is an array and nobody waits.
-EAGER = (*CHECKPOINTS, "potentials.frozen", "potentials.frozen_pairs")
-HOT = [name for name in HOT if name not in EAGER]
+# What is frozen computes on a CPU, where a tensor is an array and nobody waits; weights are looked
+# at once. On a GPU nothing may wait.
+HOT = [
+    name
+    for name in HOT
+    if name not in CHECKPOINTS and ("frozen" not in name or name == "potentials.frozen_cuda")
+]
 USE_OF_AN_OPERATOR = """
 import torch
 from mdlearn.potentials.pairs import _gather
@@ -127,7 +131,7 @@ def test_imports_go_one_way(name: str) -> None:
 def test_below_the_driver_there_is_only_torch(name: str) -> None:
     allowed = LIBRARIES_BELOW | ({"safetensors"} if name in CHECKPOINTS else set())
     if name.startswith("potentials.kernels."):
-        allowed = {"numpy"}
+        allowed = {"triton", "torch"} if "triton" in name else {"numpy"}
     assert outside(name) <= allowed
     forbidden = {"logging", "pathlib", "os", "shutil", "io", "tempfile", "sys", "time", "random"}
     if name in CHECKPOINTS:

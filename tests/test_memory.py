@@ -16,7 +16,8 @@ from mdlearn.cli.memory import estimate_memory as estimate_evaluation
 from mdlearn.errors import ResourceError
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials.evaluate import Frozen, evaluate
-from mdlearn.potentials.frozen import FrozenEquivariant, freeze
+from mdlearn.potentials.frozen import freeze
+from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.frozen_pairs import FrozenPairs, FrozenSum
 from mdlearn.potentials.network import Settings
 from mdlearn.potentials.schnet import SchNet
@@ -126,7 +127,7 @@ def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
     parts = frozen.parts if isinstance(frozen, FrozenSum) else [frozen]
     for part in parts:
         room = part.workspace(*neighbors.j.shape)
-        if isinstance(part, FrozenEquivariant):
+        if isinstance(part, FrozenNetwork):
             assert part.work is not None
             assert room == sum(each.nbytes for each in part.work)
         if isinstance(part, FrozenPairs):

@@ -13,7 +13,7 @@ from mdlearn.potentials.classical import LENNARD_JONES_CORE, ZBL, ZBL_CORE, Lenn
 from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels import pairwise as kernel
-from mdlearn.potentials.kernels.equivariant import total
+from mdlearn.potentials.kernels.atoms import total
 from mdlearn.potentials.kernels.sphere import Array
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.threads import Team

@@ -32,11 +32,14 @@ class Interaction(nn.Module):
         self.after = nn.Linear(features, features, bias=False)
         self.norm = average_neighbors**-0.5
 
+    def filter(self, basis: Tensor) -> Tensor:
+        """Functions of distances (..., radial) -> filters (..., F)."""
+        filters: Tensor = self.filter_out(shifted_softplus(self.filter_in(basis)))
+        return filters
+
     def forward(self, h: Tensor, basis: Tensor, smooth: Tensor, neighbors: Neighbors) -> Tensor:
         """Features (n_atoms, F) -> their change (n_atoms, F), zero without neighbors."""
-        filters = (
-            self.filter_out(shifted_softplus(self.filter_in(basis))) * smooth
-        )  # (n_atoms, K, F)
+        filters = self.filter(basis) * smooth  # (n_atoms, K, F)
         messages = (filters * gather(self.before(h), neighbors)).sum(1) * self.norm  # eq. 2
         # Repeated, because functions of arrays of different shapes can differ in the last bit.
         bias = self.hidden.bias.repeat(len(messages), 1)  # (n_atoms, F)

@@ -9,19 +9,16 @@ every time, whatever the number of threads. Letters of axes are those of `layout
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.atoms import look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
     expand_back,
     hear,
     hear_back,
-    look,
-    push,
 )
 from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array
 
@@ -50,11 +47,6 @@ def _multiply_back(
             t = w * v[c]
             row[c] += t * y[c]
             other[c] += t * x[c]
-
-
-@compiled(inner=True)
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x))
 
 
 @compiled(merge=True)
@@ -125,7 +117,7 @@ def _speak(
         factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]
         for c in range(2 * n):
             v = gates[place, c] + weights.gate_bias[layer, c]
-            s = _sigmoid(v)
+            s = sigmoid(v)
             factors[c] = v * s + said[c]
             rises[c] = s * (1.0 + v * (1.0 - s))
         for part in range(n // LANES):
@@ -138,28 +130,6 @@ def _speak(
                         spoken[m * LANES + c] = plain[half, m, place, first + c] * factor
                 for c in range(LANES):
                     spoken[c] += said[half * n + first + c]
-
-
-@compiled(merge=True)
-def _read(block: int, index: Array, weights: Weights, work: Workspace) -> None:
-    """The energies of the atoms of a block; their invariants become the adjoints of these."""
-    _, width, _ = work.invariants.shape
-    began = block * width
-    members = min(width, len(index) - began)
-    hidden = np.dot(work.invariants[block], weights.hidden)  # (W, H)
-    for place in range(members):
-        bias = weights.hidden_bias[index[began + place]]
-        energy = 0.0
-        for c in range(hidden.shape[1]):
-            v = hidden[place, c] + bias[c]
-            s = _sigmoid(v)
-            energy += weights.out[c] * (v * s - bias[c] * _sigmoid(bias[c]))
-            hidden[place, c] = weights.out[c] * s * (1.0 + v * (1.0 - s))
-        for c in range(len(weights.linear)):
-            energy += weights.linear[c] * work.invariants[block, place, c]
-        work.energies[began + place] += energy
-    np.dot(hidden, weights.hidden_back, work.invariants[block])
-    work.invariants[block] += weights.linear
 
 
 @compiled(merge=True)
@@ -308,7 +278,7 @@ def sweep(
             if stage < n_layers:
                 _forward(stage, block, index, j, weights, work)
             if stage == n_layers:
-                _read(block, index, weights, work)
+                read(block, index, weights, work)
                 seen[:] = 0.0
             if n_layers <= stage < 2 * n_layers:
                 _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
@@ -317,21 +287,3 @@ def sweep(
             if stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
                     push(n, reverse, work)
-
-
-@compiled()
-def total(system: Array, cell: Array, energies: Array, virials: Array) -> tuple[Array, Array]:
-    """Energies (n_systems,) eV and stress (n_systems, 3, 3) eV/Å³, NaN without a volume."""
-    n_systems = len(cell)
-    energy, stress = np.zeros(n_systems), np.zeros((n_systems, 3, 3))
-    for n in range(len(system)):
-        energy[system[n]] += energies[n]
-        for axis in range(3):
-            for other in range(3):
-                stress[system[n], axis, other] += virials[n, axis, other]
-    for s in range(n_systems):
-        a, b, c = cell[s, 0], cell[s, 1], cell[s, 2]
-        normal = (b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0])
-        volume = abs(a[0] * normal[0] + a[1] * normal[1] + a[2] * normal[2])
-        stress[s] /= volume if volume > 0.0 else np.nan
-    return energy, stress

@@ -8,8 +8,6 @@ that the force on the pair takes.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from mdlearn.jit import compiled
@@ -38,53 +36,6 @@ from mdlearn.potentials.kernels.sphere import (
 
 
 @compiled(inner=True)
-def look(
-    n: int,
-    positions: Array,
-    cell: Array,
-    system: Array,
-    index: Array,
-    j: Array,
-    shift: Array,
-    valid: Array,
-    weights: Weights,
-    work: Workspace,
-) -> None:
-    """Who is near atom n, how near, and what walls say of it."""
-    count, energy = 0, 0.0
-    box = cell[system[n]]
-    cutoff = weights.cutoff
-    here = positions[n]
-    for k in range(j.shape[1]):
-        slope = work.slope[n, k]
-        slope[0], slope[1], slope[2] = 0.0, 0.0, 0.0
-        if not valid[n, k]:
-            continue
-        other = j[n, k]
-        there, s = positions[other], shift[n, k]
-        x = there[0] - here[0] + (s[0] * box[0, 0] + s[1] * box[1, 0] + s[2] * box[2, 0])
-        y = there[1] - here[1] + (s[0] * box[0, 1] + s[1] * box[1, 1] + s[2] * box[2, 1])
-        z = there[2] - here[2] + (s[0] * box[0, 2] + s[1] * box[1, 2] + s[2] * box[2, 2])
-        square = x * x + y * y + z * z
-        if square >= cutoff * cutoff:
-            continue
-        d = math.sqrt(max(square, 1e-12))
-        pair = work.pairs[n, count]
-        pair[0], pair[1], pair[2], pair[3] = x / d, y / d, z / d, d
-        radial_functions(d, weights, work.basis[n, count])
-        work.slots[n, count] = k
-        count += 1
-        start = weights.wall[index[n], index[other]]
-        if d < start:
-            depth = 1.0 - d / start
-            energy += 0.5 * weights.stiffness * depth**3
-            push = -1.5 * weights.stiffness * depth**2 / start / d
-            slope[0], slope[1], slope[2] = push * x, push * y, push * z
-    work.within[n] = count
-    work.energies[n] = energy + weights.reference[index[n]]
-
-
-@compiled(inner=True)
 def expand(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
@@ -97,6 +48,7 @@ def expand(
     for n in range(atoms[0], atoms[1]):
         density[:] = 0.0
         for k in range(within[n]):
+            radial_functions(pairs[n, k, 3], weights, basis[n, k])
             polynomials(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p)
             for m in range(HARMONICS):
                 y[m] = table[m] * p[m]
@@ -211,23 +163,3 @@ def hear_back(
                     place = part * LANES + c
                     said[m, n - atoms[0], place] = adjoint[part, m * LANES + c]
                     said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
-
-
-@compiled(inner=True)
-def push(n: int, reverse: Array, work: Workspace) -> None:
-    """Force on atom n and its virial: F = sum_k g[n,k] - g.flat[reverse[n,k]]."""
-    fx, fy, fz = 0.0, 0.0, 0.0
-    slope = work.slope.reshape(-1, 3)
-    virial = work.virials[n]
-    virial[:] = 0.0
-    for k in range(work.within[n]):
-        slot = work.slots[n, k]
-        g, back = work.slope[n, slot], slope[reverse[n, slot]]
-        fx += g[0] - back[0]
-        fy += g[1] - back[1]
-        fz += g[2] - back[2]
-        d = work.pairs[n, k, 3]
-        for axis in range(3):
-            for other in range(3):
-                virial[axis, other] += work.pairs[n, k, axis] * d * g[other]
-    work.forces[n, 0], work.forces[n, 1], work.forces[n, 2] = fx, fy, fz

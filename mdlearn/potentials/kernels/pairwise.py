@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.atoms import envelope
 from mdlearn.potentials.kernels.sphere import FASTMATH, Array, Scalar
 
 LANES = 16
@@ -130,15 +131,6 @@ def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
 
 
 @compiled()
-def _envelope(u: float) -> tuple[float, float]:
-    """As in `mdlearn.potentials.pairs`, and its derivative."""
-    u = u if u < 1.0 else 1.0
-    u5 = u * u * u * u * u
-    cut = 1.0 + u5 * u * (-28.0 + u * (48.0 - 21.0 * u))
-    return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
-
-
-@compiled()
 def _soften(x: float, core: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.classical`, and its derivative."""
     depth = 1.0 - x / core
@@ -203,7 +195,7 @@ def _summing(function: Any) -> Any:
             square = dx * dx + dy * dy + dz * dz
             d = math.sqrt(1e-12 if square < 1e-12 else square)
             v, slope = function(d, p)
-            cut, d_cut = _envelope(d * reach)
+            cut, d_cut = envelope(d * reach)
             depth = 1.0 - d * wall
             depth = depth if depth > 0.0 else 0.0
             push = stiffness * depth * depth

@@ -1,0 +1,185 @@
+"""Numbers that are computed together: the vectors of a processor, as a type for compiled loops.
+
+A loop over an array may become one over vectors, if the compiler can show that what is written is
+not what is read, and never keeps sums over an outer loop in registers. Here that is said in so many
+words: `Lanes` are loaded from an array, added, multiplied and stored. They are one kind of value in
+a compiled function, of either precision; a number that meets them counts for each of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+WIDTH = 32
+"""Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
+PERMITTED = ("contract", "nsz")
+"""A product and a sum may be rounded once, nothing else: equal lanes have equal results."""
+INDEX = ir.IntType(32)
+Lanes = Any
+"""In signatures: a value of this type."""
+
+
+class LanesType(types.Type):
+    """The type of `WIDTH` numbers of one precision."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        super().__init__(f"Lanes({dtype})")
+        self.dtype = dtype
+
+
+@register_model(LanesType)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: LanesType) -> None:
+        number = ir.FloatType() if lanes.dtype == types.float32 else ir.DoubleType()
+        super().__init__(manager, lanes, ir.VectorType(number, WIDTH))  # type: ignore[no-untyped-call]
+
+
+def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a compiled function may call: given types, it gives a signature, and writes code."""
+    return intrinsic(function)
+
+
+def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _shuffle(builder: Any, x: Any, places: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(INDEX, len(places)), places)
+    return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, place: Any, lanes: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [place]), lanes.as_pointer())
+
+
+@_instruction
+def load(typing: Any, array: Any, place: Any) -> Any:
+    """Lanes from a flat array, at a place and after it."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        loaded = builder.load(_place(context, builder, array, given[0], given[1], kind))
+        loaded.align = array.dtype.bitwidth // 8
+        return loaded
+
+    return LanesType(array.dtype)(array, types.intp), generate
+
+
+@_instruction
+def store(typing: Any, array: Any, place: Any, lanes: Any) -> Any:
+    """Writes lanes to a flat array, at a place and after it."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = _place(context, builder, array, given[0], given[1], given[2].type)
+        builder.store(given[2], pointer).align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), generate
+
+
+@_instruction
+def alike(typing: Any, number: Any, like: Any) -> Any:
+    """Lanes that are all the same number, in the precision of others."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        first = builder.insert_element(ir.Constant(kind, ir.Undefined), given[0], INDEX(0))
+        return _shuffle(builder, first, [0] * WIDTH)
+
+    return like(like.dtype, like), generate
+
+
+@_instruction
+def total(typing: Any, lanes: Any) -> Any:
+    """The sum over lanes: of halves, of halves of these, and so on."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        (x,), width = given, WIDTH
+        while width > 1:
+            width //= 2
+            halves = (list(range(width)), list(range(width, 2 * width)))
+            x = builder.fadd(*(_shuffle(builder, x, places) for places in halves))
+        return builder.extract_element(x, INDEX(0))
+
+    return lanes.dtype(lanes), generate
+
+
+@_instruction
+def if_negative(typing: Any, x: Any, one: Any, other: Any) -> Any:
+    """One where x < 0, the other elsewhere, where x is no number, too."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        negative = builder.fcmp_ordered("<", given[0], _constant(given[0].type, 0.0))
+        return builder.select(negative, given[1], given[2])
+
+    return x(x, x, x), generate
+
+
+@_instruction
+def root(typing: Any, x: Any) -> Any:
+    """The square roots."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = ir.FunctionType(given[0].type, [given[0].type])
+        name = f"llvm.sqrt.v{WIDTH}f{x.dtype.bitwidth}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+
+    return x(x), generate
+
+
+@_instruction
+def truncated(typing: Any, x: Any) -> Any:
+    """The integers on the way to zero, as lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        integers = ir.VectorType(ir.IntType(x.dtype.bitwidth), WIDTH)
+        return builder.sitofp(builder.fptosi(given[0], integers), given[0].type)
+
+    return x(x), generate
+
+
+@_instruction
+def power_of_two(typing: Any, x: Any) -> Any:
+    """2ⁿ for lanes that are integers, as large as an exponent may be."""
+    fraction, bias = (23, 127) if x.dtype == types.float32 else (52, 1023)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(x.dtype.bitwidth), WIDTH)
+        exponent = builder.add(builder.fptosi(given[0], kind), _constant(kind, bias))
+        return builder.bitcast(builder.shl(exponent, _constant(kind, fraction)), given[0].type)
+
+    return x(x), generate
+
+
+def _operate(operation: Callable[..., Any], instruction: str) -> None:
+    """Lets an operation of Python act on lanes and lanes, or on lanes and a number."""
+
+    @_instruction
+    def lanewise(typing: Any, x: Any, y: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            return getattr(builder, instruction)(*given, flags=PERMITTED)
+
+        return x(x, y), generate
+
+    @overload(operation, strict=False)
+    def _(x: Any, y: Any) -> Any:
+        if isinstance(x, LanesType) and isinstance(y, LanesType):
+            return lambda x, y: lanewise(x, y)
+        if isinstance(x, LanesType):
+            return lambda x, y: lanewise(x, alike(y, x))
+        if isinstance(y, LanesType):
+            return lambda x, y: lanewise(alike(x, y), y)
+        return None
+
+
+_operate(operator.add, "fadd")
+_operate(operator.sub, "fsub")
+_operate(operator.mul, "fmul")
+_operate(operator.truediv, "fdiv")

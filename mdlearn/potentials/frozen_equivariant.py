@@ -1,0 +1,144 @@
+"""The default network in the loops of `kernels.equivariant`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mdlearn.potentials import equivariant
+from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
+from mdlearn.potentials.frozen_network import (
+    BLOCK,
+    FrozenNetwork,
+    array,
+    common_room,
+    common_weights,
+    padded,
+)
+from mdlearn.potentials.kernels import equivariant as kernel
+from mdlearn.potentials.kernels import layout
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.pairs import ChebyshevBasis
+from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid
+
+
+def has_loops(network: Equivariant) -> bool:
+    """Whether the loops know what the network needs: no chirality, and 16 radial functions."""
+    settings = network.settings
+    return settings.parity == "o3" and settings.radial <= layout.LANES
+
+
+def freeze_equivariant(network: Equivariant) -> FrozenNetwork:
+    """Takes over the network's weights, in its precision."""
+    stages = 2 * network.settings.interactions + 1
+    return FrozenNetwork(network, loop_weights(network), _workspace, kernel.sweep, stages)
+
+
+def loop_weights(network: Equivariant) -> layout.Weights:
+    """The weights of a network in the order and the shapes of the loops."""
+    settings = network.settings
+    n_species, radial, features = len(network.species), settings.radial, settings.features
+    channels = (n_species - 1) * radial + layout.LANES
+    channels += -channels % layout.LANES
+    degree = np.array(degrees(DEGREE))
+    n_harmonics = len(degree)
+
+    def parts(values: Array, axis: int, count: int) -> Array:
+        return padded(values, axis, count, layout.LANES)
+
+    mix, element, speak, gate, bias, said, filters = ([] for _ in range(7))
+    for layer, product in enumerate(network.products):
+        assert isinstance(product, Product)
+        weight = array(product.mix.weight).reshape(DEGREE + 1, -1, 3 * features)
+        near = weight[:, : radial * n_species] * network.norm
+        # From radial functions of elements to elements of radial functions.
+        near = near.reshape(DEGREE + 1, radial, n_species, -1).swapaxes(1, 2)
+        near = near.reshape(DEGREE + 1, radial * n_species, -1)
+        near = np.pad(near, ((0, 0), (0, channels - near.shape[1]), (0, 0)))
+        nothing = np.zeros((DEGREE + 1, features, 3 * features), weight.dtype)
+        far = weight[:, radial * n_species :] if layer else nothing
+        mix.append(parts(np.concatenate([near, parts(far, 1, 1)], 1), 2, 3)[degree])
+        element.append(parts(array(product.element), 1, 3))
+    for message in network.messages:
+        assert isinstance(message, Message)
+        weight = array(message.speak.weight).reshape(DEGREE + 1, 2 * features, 2 * features)
+        speak.append(parts(parts(weight, 1, 2), 2, 2)[degree])
+        gate.append(parts(parts(array(message.gate.weight).T, 0, 3), 1, 2))
+        bias.append(parts(array(message.gate.bias), 0, 2))
+        said.append(parts(array(message.element), 1, 2))
+        weight = array(message.radial.weight).T * network.norm
+        weight = np.pad(weight, ((0, layout.LANES - radial), (0, 0)))
+        bundles = parts(weight, 1, 2).reshape(layout.LANES, 2, -1, layout.LANES)
+        filters.append(bundles.transpose(2, 1, 0, 3).reshape(-1, 2, layout.BUNDLE))
+
+    def stack(values: list[Array], shape: tuple[int, ...]) -> Array:
+        empty = np.zeros((0, *shape), near.dtype)
+        return np.ascontiguousarray(np.stack(values)) if values else empty
+
+    def turned(values: Array) -> Array:
+        return np.ascontiguousarray(values.swapaxes(-1, -2))
+
+    mixing = stack(mix, ())
+    n_features = mixing.shape[-1] // 3
+    spoken = stack(speak, (n_harmonics, 2 * n_features, 2 * n_features))
+    gates = stack(gate, (3 * n_features, 2 * n_features))
+    couples, coupling = _gaunt()
+    root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
+    damping = network.damping.double().numpy()
+    return layout.Weights(
+        **common_weights(network, 3 * settings.interactions, layout.LANES),
+        stretch=ChebyshevBasis.stretch,
+        near=equivariant.NEAR,
+        radial=radial,
+        frequency_weight=np.pad(network.smoothness.double().numpy(), (0, layout.LANES - radial)),
+        table=np.concatenate([damping, damping * root, degree, (-1.0) ** degree]).astype(
+            near.dtype
+        ),
+        coupling=coupling.astype(near.dtype),
+        couples=couples,
+        mix=mixing,
+        mix_back=turned(mixing),
+        element=stack(element, ()),
+        speak=np.ascontiguousarray(np.stack(np.split(spoken, 2, -1), 1)),
+        speak_back=turned(spoken),
+        gate=gates,
+        gate_back=turned(gates),
+        gate_bias=stack(bias, (2 * n_features,)),
+        said=stack(said, (n_species, 2 * n_features)),
+        filters=stack(filters, (n_features // layout.LANES, 2, layout.BUNDLE)),
+    )
+
+
+def _gaunt() -> tuple[NDArray[np.int64], Array]:
+    """Which harmonics (G, 3) couple, the product first, and how strongly (G,)."""
+    points, weights = sphere_grid()
+    harmonics = SphericalHarmonics(DEGREE)(torch.from_numpy(points))[0].numpy()
+    couplings = np.einsum("p,pi,pj,pk->ijk", weights, harmonics, harmonics, harmonics)
+    couples = np.argwhere(np.abs(couplings) > 1e-10)
+    return couples, couplings[tuple(couples.T)]
+
+
+def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Workspace:
+    """Room for the loops over a number of atoms, in the precision of the weights."""
+    n_layers, n_harmonics, width, columns = weights.mix.shape
+    n, dtype = columns // 3, weights.mix.dtype
+    channels, bundles = width - n, n // layout.LANES
+    block = min(BLOCK, n_atoms)
+    blocks = -(-n_atoms // block)
+
+    def room(*shape: int) -> Array:
+        return np.zeros(shape, dtype)
+
+    return layout.Workspace(
+        **common_room(n_atoms, capacity),
+        basis=room(n_atoms, capacity, 32),
+        seen=room(blocks, n_harmonics, block, channels),
+        mixed=room(n_layers, blocks, 3, n_harmonics, block, n),
+        product=room(n_layers, blocks, n_harmonics, block, n),
+        plain=room(n_layers - 1, blocks, 2, n_harmonics, block, n),
+        gates=room(n_layers - 1, n_atoms, 2, 2 * n),
+        spoken=room(n_layers - 1, n_atoms, bundles, 2 * layout.BUNDLE),
+        heard=room(n_layers - 1, n_atoms, bundles, layout.BUNDLE),
+        invariants=room(blocks, block, 3 * n * n_layers),
+    )

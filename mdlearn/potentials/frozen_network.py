@@ -1,0 +1,160 @@
+"""What networks have in common when they are frozen: stages of loops over blocks of atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlearn.jit import keep_blas_on_one_thread
+from mdlearn.lanes import WIDTH
+from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.kernels.atoms import total
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.network import Network
+from mdlearn.potentials.threads import Team
+from mdlearn.potentials.wall import STIFFNESS
+from mdlearn.system import Evaluation, System
+
+BLOCK = 16
+"""Atoms whose linear maps are one matrix product, and that one thread takes at a time."""
+
+
+class FrozenNetwork(Frozen):
+    """A network in compiled loops."""
+
+    def __init__(
+        self,
+        network: Network,
+        weights: Any,
+        room: Callable[[Any, int, int], Any],
+        sweep: Callable[..., None],
+        stages: int,
+    ) -> None:
+        """A network as its loops have it.
+
+        Args:
+            network: gives elements and cutoff.
+            weights: what the loops know of it.
+            room: makes a workspace of weights, a number of atoms, and of neighbors of an atom.
+            sweep: the loops; see `kernels.equivariant.sweep`.
+            stages: of the loops, each of which needs the one before of all blocks.
+        """
+        self.cutoff = network.cutoff
+        self.species = network.species
+        self.elements = network.elements
+        self.weights, self.room, self.sweep, self.stages = weights, room, sweep, stages
+        self.work: Any = None
+        self.team = Team()
+        keep_blas_on_one_thread()
+
+    def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
+        """See `Frozen`. As many threads as torch has share the blocks of atoms."""
+        n_atoms, capacity = neighbors.j.shape
+        index = self.elements.index(system.numbers)
+        if self.work is None or self.work.slots.shape != (n_atoms, capacity):
+            self.work = self.room(self.weights, n_atoms, capacity)
+        work = self.work
+        arguments = (
+            system.positions.numpy(),
+            system.cell.numpy(),
+            system.system.numpy(),
+            index.numpy(),
+            neighbors.j.numpy(),
+            neighbors.shift.numpy(),
+            neighbors.reverse.numpy(),
+            neighbors.valid.numpy(),
+            self.weights,
+            work,
+        )
+        if torch.get_num_threads() == 1:
+            self.sweep((0, self.stages), (0, len(work.invariants)), *arguments)
+        else:
+            for stage in range(self.stages):
+
+                def part(blocks: tuple[int, int], stage: int = stage) -> None:
+                    self.sweep((stage, stage + 1), blocks, *arguments)
+
+                self.team.share(len(work.invariants), part)
+        energy, stress = total(arguments[2], arguments[1], work.energies, work.virials)
+        return Evaluation(
+            torch.from_numpy(energy),
+            torch.tensor(work.forces),
+            torch.from_numpy(stress),
+            torch.tensor(work.energies),
+            torch.tensor(work.virials),
+        )
+
+    def workspace(self, n_atoms: int, capacity: int) -> int:
+        """See `Frozen`."""
+        block: int = sum(each.nbytes for each in self.room(self.weights, BLOCK, capacity))
+        return block * -(-n_atoms // BLOCK)
+
+
+def array(tensor: Tensor) -> Array:
+    """The numbers of a parameter."""
+    return tensor.detach().numpy().copy()
+
+
+def padded(values: Array, axis: int, count: int, multiple: int) -> Array:
+    """Fills up each of `count` equal parts of an axis with zeros to a multiple of some width."""
+    size = values.shape[axis] // count
+    missing = [(0, 0)] * values.ndim
+    missing[axis] = (0, -size % multiple)
+    return np.concatenate([np.pad(each, missing) for each in np.split(values, count, axis)], axis)
+
+
+def square(matrix: Array, rows: int = 1, columns: int = 1) -> Array:
+    """A matrix of `rows` by `columns` blocks, each filled up with zeros to the width of lanes."""
+    return padded(padded(matrix, 0, rows, WIDTH), 1, columns, WIDTH)
+
+
+def stacked(values: Sequence[Array]) -> Array:
+    """Weights of layers in one array."""
+    return np.ascontiguousarray(np.stack(values))
+
+
+def turned(values: Sequence[Array]) -> Array:
+    """Matrices of layers in one array, for the way back."""
+    return np.ascontiguousarray(np.stack(values).swapaxes(-1, -2))
+
+
+def common_weights(network: Network, parts: int, multiple: int) -> dict[str, Any]:
+    """What the loops of all networks know, by name.
+
+    Args:
+        network: the network.
+        parts: of its scalars, each of which is filled up
+        multiple: to a multiple of this.
+    """
+    head, scale = network.energy_head, network.settings.scale
+    hidden = padded(array(head.hidden.weight).T, 0, parts, multiple)
+    energies = network.elements.energies()
+    return {
+        "cutoff": network.cutoff,
+        "hidden": np.ascontiguousarray(hidden),
+        "hidden_back": np.ascontiguousarray(hidden.T),
+        "hidden_bias": array(head.bias),
+        "out": array(head.out.weight)[0] * scale,
+        "linear": padded(array(head.linear.weight)[0], 0, parts, multiple) * scale,
+        "wall": network.wall.start.double().numpy(),
+        "stiffness": STIFFNESS,
+        "reference": np.array([energies[z] for z in network.species]),
+    }
+
+
+def common_room(n_atoms: int, capacity: int) -> dict[str, Array]:
+    """What the loops of all networks fill for atoms and their neighbors, by name."""
+    return {
+        "within": np.zeros(n_atoms, np.int64),
+        "slots": np.zeros((n_atoms, capacity), np.int64),
+        "pairs": np.zeros((n_atoms, capacity, 4)),
+        "slope": np.zeros((n_atoms, capacity, 3)),
+        "energies": np.zeros(n_atoms),
+        "forces": np.zeros((n_atoms, 3)),
+        "virials": np.zeros((n_atoms, 3, 3)),
+    }

@@ -1,0 +1,124 @@
+"""PaiNN in the loops of `kernels.painn`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from mdlearn.lanes import WIDTH
+from mdlearn.potentials.frozen_network import (
+    BLOCK,
+    FrozenNetwork,
+    array,
+    common_room,
+    common_weights,
+    padded,
+    square,
+    stacked,
+    turned,
+)
+from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
+from mdlearn.potentials.kernels import painn as kernel
+from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.painn import SOFTNESS, Message, PaiNN, Update
+from mdlearn.potentials.pairs import ChebyshevBasis
+
+
+def freeze_painn(network: PaiNN) -> FrozenNetwork:
+    """Takes over the network's weights, in its precision, and tables of its filters."""
+    stages = 2 * network.settings.interactions + 2
+    return FrozenNetwork(network, _weights(network), _workspace, kernel.sweep, stages)
+
+
+def _weights(network: PaiNN) -> Weights:
+    messages = [each for each in network.messages if isinstance(each, Message)]
+    updates = [each for each in network.updates if isinstance(each, Update)]
+    embedding = network.embedding.detach()
+
+    def starts(layers: list[torch.nn.Linear]) -> Array:
+        return stacked([padded(array(each(embedding)), 1, 1, WIDTH) for each in layers])
+
+    def matrices(layers: list[torch.nn.Linear], count: int = 1) -> list[Array]:
+        return [square(array(each.weight).T, columns=count) for each in layers]
+
+    def biases(layers: list[torch.nn.Linear], count: int) -> Array:
+        return stacked([padded(array(each.bias), 0, count, WIDTH) for each in layers])
+
+    speak_hidden = matrices([each.hidden for each in messages])
+    speak_out = matrices([each.out for each in messages], 3)
+    mix = matrices([each.mix for each in updates], 2)
+    own = matrices([each.response.own for each in updates])
+    lengths = matrices([each.response.heard for each in updates])
+    scalars = matrices([each.scalars for each in updates])
+    gates = matrices([each.gates for each in updates], 2)
+    first = messages[0].out(silu(messages[0].hidden(embedding)))[:, : 2 * embedding.shape[1]]
+    return Weights(
+        **common_weights(network, 1, WIDTH),
+        softness=SOFTNESS,
+        crowding=1.0 / ChebyshevBasis.stretch,
+        tables=_tables(network, messages),
+        first=padded(array(first), 1, 2, WIDTH),
+        speak_start=starts([each.hidden for each in messages]),
+        speak_hidden=stacked(speak_hidden),
+        speak_hidden_back=turned(speak_hidden),
+        speak_out=stacked(speak_out),
+        speak_out_back=turned(speak_out),
+        speak_bias=biases([each.out for each in messages], 3),
+        mix=stacked(mix),
+        mix_back=turned(mix),
+        own_start=starts([each.response.own for each in updates]),
+        own=stacked(own),
+        own_back=turned(own),
+        lengths=stacked(lengths),
+        lengths_back=turned(lengths),
+        scalars=stacked(scalars),
+        scalars_back=turned(scalars),
+        gates=stacked(gates),
+        gates_back=turned(gates),
+        gates_bias=biases([each.gates for each in updates], 2),
+    )
+
+
+def _tables(network: PaiNN, messages: list[Message]) -> Array:
+    """Of the filters without the envelope, which are waves in the stretched distance."""
+    norms = torch.tensor([each.norm for each in messages], dtype=torch.float64)
+    weights = torch.stack([each.filters.weight.detach().double() for each in messages])
+    weights = (weights * norms[:, None, None]).flatten(0, 1)  # (I 3F, B)
+    frequencies = network.basis.frequencies.double()
+
+    def filters(y: Tensor) -> Tensor:
+        return torch.cos(y[:, None] * frequencies) @ weights.T
+
+    precision, layers = network.wall.start.dtype, len(messages)
+    tables = bundled(tabulate(filters, precision), 3 * layers, precision)
+    tables = tables.reshape(layers, 3, tables.shape[1], -1)
+    return np.ascontiguousarray(tables.swapaxes(1, 2))
+
+
+def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
+    """Room for the loops over a number of atoms, in the precision of the weights."""
+    layers, n, _ = weights.own.shape
+    block = min(BLOCK, n_atoms)
+    blocks = -(-n_atoms // block)
+
+    def room(*shape: int) -> Array:
+        return np.zeros(shape, weights.own.dtype)
+
+    return Workspace(
+        **common_room(n_atoms, capacity),
+        **pair_room(n_atoms, capacity, weights.own.dtype),
+        bent=np.zeros((n_atoms, capacity, 4)),
+        said=room(layers, n_atoms, 5 * n),
+        heard=room(2, n_atoms, 4 * n),
+        vectors=room(layers, blocks, 3 * block, n),
+        mixed=room(layers, blocks, 3 * block, 2 * n),
+        gates=room(layers, blocks, block, 2 * n),
+        rises=room(layers, blocks, block, n),
+        speak_rises=room(layers, blocks, block, n),
+        loudness=room(layers, blocks, block, n),
+        invariants=room(blocks, block, n),
+        turning=room(blocks, 3 * block, n),
+    )

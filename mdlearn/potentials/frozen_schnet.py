@@ -1,0 +1,93 @@
+"""SchNet in the loops of `kernels.schnet`."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlearn.lanes import WIDTH
+from mdlearn.potentials.frozen_network import (
+    BLOCK,
+    FrozenNetwork,
+    array,
+    common_room,
+    common_weights,
+    padded,
+    square,
+    stacked,
+    turned,
+)
+from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
+from mdlearn.potentials.kernels import schnet as kernel
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.schnet import Interaction, SchNet
+
+
+def freeze_schnet(network: SchNet) -> FrozenNetwork:
+    """Takes over the network's weights, in its precision, and tables of its filters."""
+    stages = 2 * network.settings.interactions + 2
+    return FrozenNetwork(network, _weights(network), _workspace, kernel.sweep, stages)
+
+
+def _weights(network: SchNet) -> kernel.Weights:
+    interactions = list(network.interactions)
+    precision = network.wall.start.dtype
+    embedding = array(network.embedding)
+    start, speak, inner, bias, outer = ([] for _ in range(5))
+    for interaction in interactions:
+        assert isinstance(interaction, Interaction)
+        before = array(interaction.before.weight).T
+        start.append(padded(embedding @ before, 1, 1, WIDTH))
+        speak.append(square(before))
+        inner.append(square(array(interaction.hidden.weight).T * interaction.norm))
+        bias.append(padded(array(interaction.hidden.bias), 0, 1, WIDTH))
+        outer.append(square(array(interaction.after.weight).T))
+    return kernel.Weights(
+        **common_weights(network, 1, WIDTH),
+        crowding=0.0,
+        tables=bundled(_filters(network), len(interactions), precision),
+        start=stacked(start),
+        speak=stacked(speak),
+        speak_back=turned(speak),
+        inner=stacked(inner),
+        inner_back=turned(inner),
+        inner_bias=stacked(bias),
+        outer=stacked(outer),
+        outer_back=turned(outer),
+    )
+
+
+def _filters(network: SchNet) -> Array:
+    """Of all interactions, without the envelope: (intervals + 5, I F)."""
+    exact = copy.deepcopy(network).double().requires_grad_(False)
+
+    interactions = [each for each in exact.interactions if isinstance(each, Interaction)]
+
+    def filters(y: Tensor) -> Tensor:
+        basis = exact.basis(y * network.cutoff)  # (n, radial)
+        return torch.cat([each.filter(basis) for each in interactions], -1)  # (n, I F)
+
+    return tabulate(filters, network.wall.start.dtype)
+
+
+def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.Workspace:
+    """Room for the loops over a number of atoms, in the precision of the weights."""
+    n_layers, n_features, _ = weights.speak.shape
+    block = min(BLOCK, n_atoms)
+    blocks = -(-n_atoms // block)
+
+    def room(*shape: int) -> Array:
+        return np.zeros(shape, weights.speak.dtype)
+
+    return kernel.Workspace(
+        **common_room(n_atoms, capacity),
+        **pair_room(n_atoms, capacity, weights.speak.dtype),
+        along=np.zeros((n_atoms, capacity)),
+        said=room(n_layers, blocks * block, n_features),
+        heard=room(2, blocks * block, n_features),
+        rises=room(n_layers, blocks, block, n_features),
+        invariants=room(blocks, block, n_features),
+    )

@@ -1,0 +1,135 @@
+"""What the loops of all networks do alike: who is near, the head, and forces.
+
+Weights and workspaces differ between networks; what is used here all of them have by the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.sphere import Array
+
+
+@compiled(inner=True)
+def look(
+    n: int,
+    positions: Array,
+    cell: Array,
+    system: Array,
+    index: Array,
+    j: Array,
+    shift: Array,
+    valid: Array,
+    weights: Any,
+    work: Any,
+) -> None:
+    """Who is near atom n, how near, and what walls say of it."""
+    count, energy = 0, 0.0
+    box = cell[system[n]]
+    cutoff = weights.cutoff
+    here = positions[n]
+    for k in range(j.shape[1]):
+        slope = work.slope[n, k]
+        slope[0], slope[1], slope[2] = 0.0, 0.0, 0.0
+        if not valid[n, k]:
+            continue
+        other = j[n, k]
+        there, s = positions[other], shift[n, k]
+        x = there[0] - here[0] + (s[0] * box[0, 0] + s[1] * box[1, 0] + s[2] * box[2, 0])
+        y = there[1] - here[1] + (s[0] * box[0, 1] + s[1] * box[1, 1] + s[2] * box[2, 1])
+        z = there[2] - here[2] + (s[0] * box[0, 2] + s[1] * box[1, 2] + s[2] * box[2, 2])
+        square = x * x + y * y + z * z
+        if square >= cutoff * cutoff:
+            continue
+        d = math.sqrt(max(square, 1e-12))
+        pair = work.pairs[n, count]
+        pair[0], pair[1], pair[2], pair[3] = x / d, y / d, z / d, d
+        work.slots[n, count] = k
+        count += 1
+        start = weights.wall[index[n], index[other]]
+        if d < start:
+            depth = 1.0 - d / start
+            energy += 0.5 * weights.stiffness * depth**3
+            push = -1.5 * weights.stiffness * depth**2 / start / d
+            slope[0], slope[1], slope[2] = push * x, push * y, push * z
+    work.within[n] = count
+    work.energies[n] = energy + weights.reference[index[n]]
+
+
+@compiled(inner=True)
+def envelope(u: float) -> tuple[float, float]:
+    """As in `mdlearn.potentials.pairs`, and its derivative."""
+    u = u if u < 1.0 else 1.0
+    u5 = u * u * u * u * u
+    cut = 1.0 + u5 * u * (-28.0 + u * (48.0 - 21.0 * u))
+    return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
+
+
+@compiled(inner=True)
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+@compiled(inner=True)
+def read(block: int, index: Array, weights: Any, work: Any) -> None:
+    """The energies of the atoms of a block; their invariants become the adjoints of these."""
+    _, width, _ = work.invariants.shape
+    began = block * width
+    members = min(width, len(index) - began)
+    hidden = np.dot(work.invariants[block], weights.hidden)  # (W, H)
+    for place in range(members):
+        bias = weights.hidden_bias[index[began + place]]
+        energy = 0.0
+        for c in range(hidden.shape[1]):
+            v = hidden[place, c] + bias[c]
+            s = sigmoid(v)
+            energy += weights.out[c] * (v * s - bias[c] * sigmoid(bias[c]))
+            hidden[place, c] = weights.out[c] * s * (1.0 + v * (1.0 - s))
+        for c in range(len(weights.linear)):
+            energy += weights.linear[c] * work.invariants[block, place, c]
+        work.energies[began + place] += energy
+    np.dot(hidden, weights.hidden_back, work.invariants[block])
+    work.invariants[block] += weights.linear
+
+
+@compiled(inner=True)
+def push(n: int, reverse: Array, work: Any) -> None:
+    """Force on atom n and its virial: F = sum_k g[n,k] - g.flat[reverse[n,k]]."""
+    fx, fy, fz = 0.0, 0.0, 0.0
+    slope = work.slope.reshape(-1, 3)
+    virial = work.virials[n]
+    virial[:] = 0.0
+    for k in range(work.within[n]):
+        slot = work.slots[n, k]
+        g, back = work.slope[n, slot], slope[reverse[n, slot]]
+        fx += g[0] - back[0]
+        fy += g[1] - back[1]
+        fz += g[2] - back[2]
+        d = work.pairs[n, k, 3]
+        for axis in range(3):
+            for other in range(3):
+                virial[axis, other] += work.pairs[n, k, axis] * d * g[other]
+    work.forces[n, 0], work.forces[n, 1], work.forces[n, 2] = fx, fy, fz
+
+
+@compiled()
+def total(system: Array, cell: Array, energies: Array, virials: Array) -> tuple[Array, Array]:
+    """Energies (n_systems,) eV and stress (n_systems, 3, 3) eV/Å³, NaN without a volume."""
+    n_systems = len(cell)
+    energy, stress = np.zeros(n_systems), np.zeros((n_systems, 3, 3))
+    for n in range(len(system)):
+        energy[system[n]] += energies[n]
+        for axis in range(3):
+            for other in range(3):
+                stress[system[n], axis, other] += virials[n, axis, other]
+    for s in range(n_systems):
+        a, b, c = cell[s, 0], cell[s, 1], cell[s, 2]
+        normal = (b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0])
+        volume = abs(a[0] * normal[0] + a[1] * normal[1] + a[2] * normal[2])
+        stress[s] /= volume if volume > 0.0 else np.nan
+    return energy, stress

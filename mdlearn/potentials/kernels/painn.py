@@ -1,0 +1,364 @@
+"""PaiNN in a few loops over atoms: energies and forces, nothing written per pair.
+
+What `mdlearn.potentials.painn` computes, and its derivative by hand. What an atom says to all its
+neighbors are 5F numbers: what is heard by scalars, by vectors along the line, and its own vectors.
+The way back is a gather, as in `kernels.schnet`, of the adjoints of 4F numbers that are heard.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, alike, load, root, store, total
+from mdlearn.potentials.kernels.activation import silu
+from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
+from mdlearn.potentials.kernels.pair import push_pair
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
+
+
+@compiled(inner=True)
+def _hear(
+    layer: int,
+    atoms: tuple[int, int],
+    weights: Weights,
+    work: Workspace,
+    scalars: Array,
+    vectors: Array,
+) -> None:
+    """Adds what some atoms hear to scalars (W F,) and vectors (3 W F,)."""
+    n = weights.own.shape[2]
+    span = len(scalars)
+    said = work.said[layer].reshape(-1)
+    for bundle in range(n // WIDTH):
+        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
+        plain, along, across = tables[0], tables[1], tables[2]
+        for atom in range(atoms[0], atoms[1]):
+            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+            pairs = work.pairs[atom]
+            here = (atom - atoms[0]) * n + lane
+            s, x = load(scalars, here), load(vectors, here)
+            y, z = load(vectors, span + here), load(vectors, 2 * span + here)
+            for k in range(work.within[atom]):
+                place, blend, there = places[k], blends[k], near[k] * 5 * n + lane
+                s = s + filtered(plain, place, blend) * load(said, there)
+                straight = filtered(along, place, blend) * load(said, there + n)
+                x = x + pairs[k, 0] * straight
+                y = y + pairs[k, 1] * straight
+                z = z + pairs[k, 2] * straight
+                if layer > 0:
+                    turned = filtered(across, place, blend)
+                    x = x + turned * load(said, there + 2 * n)
+                    y = y + turned * load(said, there + 3 * n)
+                    z = z + turned * load(said, there + 4 * n)
+            store(scalars, here, s)
+            store(vectors, here, x)
+            store(vectors, span + here, y)
+            store(vectors, 2 * span + here, z)
+
+
+@compiled(inner=True)
+def _hear_back(
+    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
+) -> None:
+    """From what others heard of some atoms: the adjoint of what these said, in rows (W 5F,).
+
+    The derivative of the energy by the pairs along which it was said is added. They are seen from
+    the speaker, so that directions are opposite to those of the listener.
+    """
+    n = weights.own.shape[2]
+    said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
+    for bundle in range(n // WIDTH):
+        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
+        plain, along, across = tables[0], tables[1], tables[2]
+        for atom in range(atoms[0], atoms[1]):
+            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+            pairs, bent = work.pairs[atom], work.bent[atom]
+            own = atom * 5 * n + lane
+            a, b = load(said, own), load(said, own + n)
+            vx, vy, vz = (
+                load(said, own + 2 * n),
+                load(said, own + 3 * n),
+                load(said, own + 4 * n),
+            )
+            to_a = alike(0.0, a)
+            to_b, to_x, to_y, to_z = to_a, to_a, to_a, to_a
+            for k in range(work.within[atom]):
+                place, blend, there = places[k], blends[k], near[k] * 4 * n + lane
+                gs, gx = load(heard, there), load(heard, there + n)
+                gy, gz = load(heard, there + 2 * n), load(heard, there + 3 * n)
+                value, slope = filtered_both(plain, place, blend)
+                to_a = to_a + value * gs
+                rise = slope * (a * gs)
+                value, slope = filtered_both(along, place, blend)
+                line = pairs[k, 0] * gx + pairs[k, 1] * gy + pairs[k, 2] * gz
+                to_b = to_b - value * line
+                rise = rise - slope * (b * line)
+                value = value * b
+                if layer > 0:
+                    turned, slope = filtered_both(across, place, blend)
+                    to_x, to_y, to_z = to_x + turned * gx, to_y + turned * gy, to_z + turned * gz
+                    rise = rise + slope * (vx * gx + vy * gy + vz * gz)
+                bent[k, 0] += total(rise)
+                bent[k, 1] -= total(value * gx)
+                bent[k, 2] -= total(value * gy)
+                bent[k, 3] -= total(value * gz)
+            here = (atom - atoms[0]) * 5 * n + lane
+            store(adjoint, here, to_a)
+            store(adjoint, here + n, to_b)
+            store(adjoint, here + 2 * n, to_x)
+            store(adjoint, here + 3 * n, to_y)
+            store(adjoint, here + 4 * n, to_z)
+
+
+@compiled(inner=True)
+def _activate(values: Array, start: Array, index: Array, rises: Array, alone: float) -> None:
+    """Rows (A, F) -> silu(v + start) - alone silu(start), and derivatives, for each of some atoms.
+
+    Args:
+        values: (A, F), replaced by the result.
+        start: (Z, F), of the elements.
+        index: (A,) ranks of the elements.
+        rises: (A, F), filled with derivatives.
+        alone: one or zero.
+    """
+    n = values.shape[1]
+    rows, starts, slopes = values.reshape(-1), start.reshape(-1), rises.reshape(-1)
+    for atom in range(len(index)):
+        for lane in range(0, n, WIDTH):
+            here = atom * n + lane
+            first = load(starts, index[atom] * n + lane)
+            value, rise = silu(load(rows, here) + first)
+            rest, _ = silu(first)
+            store(rows, here, value - alone * rest)
+            store(slopes, here, rise)
+
+
+@compiled(inner=True)
+def _forward(
+    layer: int,
+    block: int,
+    atoms: tuple[int, int],
+    index: Array,
+    weights: Weights,
+    work: Workspace,
+) -> None:
+    """From what the atoms of a block hear to their scalars and vectors, and what they say next."""
+    change, vectors = work.invariants[block], work.vectors[layer, block]
+    width, n = change.shape
+    if layer == 0:
+        change[:] = 0.0
+        vectors[:] = 0.0
+    else:
+        vectors[:] = work.vectors[layer - 1, block]
+    _hear(layer, atoms, weights, work, change.reshape(-1), vectors.reshape(-1))
+    mixed = work.mixed[layer, block]
+    np.dot(vectors, weights.mix[layer], mixed)
+    lengths, products = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
+    _measure(mixed.reshape(-1), weights.softness, n, lengths, products)
+    response = np.dot(change, weights.own[layer])
+    response += np.dot(lengths, weights.lengths[layer])
+    members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
+    _activate(response, weights.own_start[layer], members, rises, 1.0)
+    gates = work.gates[layer, block]
+    np.dot(response, weights.gates[layer], gates)
+    gates += weights.gates_bias[layer]
+    change += np.dot(response, weights.scalars[layer])
+    for place in range(width):
+        gate = gates[place]
+        for c in range(n):
+            change[place, c] += gate[c] * products[place, c]
+        for axis in range(3):
+            vector, one = vectors[axis * width + place], mixed[axis * width + place]
+            for c in range(n):
+                vector[c] += gate[n + c] * one[c]
+    if layer + 1 < len(weights.own):
+        _speak(layer + 1, block, members, atoms[0], weights, work)
+
+
+@compiled(inner=True)
+def _measure(mixed: Array, softness: float, n: int, lengths: Array, products: Array) -> None:
+    """Soft lengths of V v, and U v · V v, from rows (3 W 2F,) of U v and V v."""
+    size = lengths.size
+    long, product = lengths.reshape(-1), products.reshape(-1)
+    for place in range(len(lengths)):
+        for lane in range(0, n, WIDTH):
+            here = place * 2 * n + lane
+            square = alike(0.0, load(mixed, here))
+            dot = square
+            for axis in range(3):
+                one = load(mixed, 2 * axis * size + here)
+                other = load(mixed, 2 * axis * size + here + n)
+                square, dot = square + other * other, dot + one * other
+            store(long, place * n + lane, square / (root(square + softness**2) + softness))
+            store(product, place * n + lane, dot)
+
+
+@compiled(inner=True)
+def _speak(
+    layer: int, block: int, members: Array, first: int, weights: Weights, work: Workspace
+) -> None:
+    """What the atoms of a block say in a layer after the first, from their scalars and vectors."""
+    change, vectors = work.invariants[block], work.vectors[layer - 1, block]
+    width, n = change.shape
+    hidden = np.dot(change, weights.speak_hidden[layer])
+    _activate(hidden, weights.speak_start[layer], members, work.speak_rises[layer, block], 0.0)
+    spoken = np.dot(hidden, weights.speak_out[layer])
+    spoken += weights.speak_bias[layer]
+    work.loudness[layer, block] = spoken[:, 2 * n :]
+    for place in range(len(members)):
+        said = work.said[layer, first + place]
+        said[: 2 * n] = spoken[place, : 2 * n]
+        for axis in range(3):
+            vector = vectors[axis * width + place]
+            for c in range(n):
+                said[(2 + axis) * n + c] = spoken[place, 2 * n + c] * vector[c]
+
+
+@compiled(inner=True)
+def _update_back(
+    layer: int, block: int, atoms: tuple[int, int], weights: Weights, work: Workspace
+) -> None:
+    """From adjoints of scalars and vectors after a layer to those of what was heard in it."""
+    change, turning = work.invariants[block], work.turning[block]
+    width, n = change.shape
+    mixed, gates = work.mixed[layer, block], work.gates[layer, block]
+    to_gates = np.empty((width, 2 * n), change.dtype)
+    for place in range(width):
+        u = mixed[place], mixed[width + place], mixed[2 * width + place]
+        x, y, z = turning[place], turning[width + place], turning[2 * width + place]
+        for c in range(n):
+            product = u[0][c] * u[0][n + c] + u[1][c] * u[1][n + c] + u[2][c] * u[2][n + c]
+            to_gates[place, c] = change[place, c] * product
+            to_gates[place, n + c] = x[c] * u[0][c] + y[c] * u[1][c] + z[c] * u[2][c]
+    inner = np.dot(change, weights.scalars_back[layer])
+    inner += np.dot(to_gates, weights.gates_back[layer])
+    inner *= work.rises[layer, block]
+    to_lengths = np.dot(inner, weights.lengths_back[layer])
+    to_mixed = np.empty((3 * width, 2 * n), change.dtype)
+    _mix_back(
+        mixed.reshape(-1),
+        gates.reshape(-1),
+        change.reshape(-1),
+        turning.reshape(-1),
+        to_lengths.reshape(-1),
+        weights.softness,
+        n,
+        to_mixed.reshape(-1),
+    )
+    change += np.dot(inner, weights.own_back[layer])
+    turning += np.dot(to_mixed, weights.mix_back[layer])
+    for atom in range(atoms[0], atoms[1]):
+        place, heard = atom - atoms[0], work.heard[layer % 2, atom]
+        heard[:n] = change[place]
+        for axis in range(3):
+            heard[(1 + axis) * n : (2 + axis) * n] = turning[axis * width + place]
+
+
+@compiled(inner=True)
+def _mix_back(
+    mixed: Array,
+    gates: Array,
+    change: Array,
+    turning: Array,
+    to_lengths: Array,
+    softness: float,
+    n: int,
+    out: Array,
+) -> None:
+    """The adjoint of U v and V v, in rows (3 W 2F,), from those of what was made of them."""
+    size = len(change)
+    for here in range(0, size, WIDTH):
+        place = here // n * 2 * n + here % n  # in rows that are twice as wide
+        square = alike(0.0, load(mixed, place))
+        for axis in range(3):
+            other = load(mixed, 2 * axis * size + place + n)
+            square = square + other * other
+        shrink = load(to_lengths, here) / root(square + softness**2)
+        to_product = load(change, here) * load(gates, place)
+        gate = load(gates, place + n)
+        for axis in range(3):
+            there = 2 * axis * size + place
+            one, other = load(mixed, there), load(mixed, there + n)
+            back = load(turning, axis * size + here)
+            store(out, there, gate * back + to_product * other)
+            store(out, there + n, to_product * one + shrink * other)
+
+
+@compiled(inner=True)
+def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: Workspace) -> None:
+    """From the adjoint of what the atoms of a block said (W, 5F) to scalars and vectors."""
+    change, turning = work.invariants[block], work.turning[block]
+    width, n = change.shape
+    vectors, loudness = work.vectors[layer - 1, block], work.loudness[layer, block]
+    spoken = np.empty((width, 3 * n), change.dtype)
+    spoken[:, : 2 * n] = adjoint[:, : 2 * n]
+    spoken[:, 2 * n :] = 0.0
+    for place in range(width):
+        for axis in range(3):
+            row = axis * width + place
+            for c in range(n):
+                back = adjoint[place, (2 + axis) * n + c]
+                spoken[place, 2 * n + c] += back * vectors[row, c]
+                turning[row, c] += back * loudness[place, c]
+    hidden = np.dot(spoken, weights.speak_out_back[layer])
+    hidden *= work.speak_rises[layer, block]
+    change += np.dot(hidden, weights.speak_hidden_back[layer])
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    positions: Array,
+    cell: Array,
+    system: Array,
+    index: Array,
+    j: Array,
+    shift: Array,
+    reverse: Array,
+    valid: Array,
+    weights: Weights,
+    work: Workspace,
+) -> None:
+    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    n_atoms, n_layers = len(index), len(weights.own)
+    width, n = work.invariants.shape[1:]
+    for stage in range(stages[0], stages[1]):
+        for block in range(blocks[0], blocks[1]):
+            atoms = (block * width, min((block + 1) * width, n_atoms))
+            if stage == 0:
+                for atom in range(atoms[0], atoms[1]):
+                    look(atom, positions, cell, system, index, j, shift, valid, weights, work)
+                    work.said[0, atom, : 2 * n] = weights.first[index[atom]]
+                    work.bent[atom] = 0.0
+                approach(atoms, j, weights, work)
+            elif stage <= n_layers:
+                _forward(stage - 1, block, atoms, index, weights, work)
+                if stage == n_layers:
+                    read(block, index, weights, work)
+                    work.turning[block] = 0.0
+                    _update_back(n_layers - 1, block, atoms, weights, work)
+            elif stage <= 2 * n_layers:
+                layer = 2 * n_layers - stage
+                adjoint = np.zeros((width, 5 * n), work.said.dtype)
+                _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+                if layer > 0:
+                    _speak_back(layer, block, adjoint, weights, work)
+                    _update_back(layer - 1, block, atoms, weights, work)
+                else:
+                    _point(atoms, work)
+            else:
+                for atom in range(atoms[0], atoms[1]):
+                    push(atom, reverse, work)
+
+
+@compiled(inner=True)
+def _point(atoms: tuple[int, int], work: Workspace) -> None:
+    """From derivatives by distances and directions to those by pair vectors."""
+    for atom in range(atoms[0], atoms[1]):
+        for k in range(work.within[atom]):
+            bent, slope = work.bent[atom, k], work.slope[atom, work.slots[atom, k]]
+            push_pair(work.pairs[atom, k], bent[0], (bent[1], bent[2], bent[3]), slope)

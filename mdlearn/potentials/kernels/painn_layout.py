@@ -1,0 +1,121 @@
+"""What the loops of PaiNN are given, and what they work in.
+
+Axes of arrays: N atoms, in B blocks of W; K neighbors; Z elements; I layers; F features, filled up
+to a multiple of the lanes. Vectors of a block are rows (3 W, F): all x, all y, all z.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mdlearn.potentials.kernels.sphere import Array
+
+
+class Weights(NamedTuple):
+    """The network as the loops have it, all in one precision but for what is said to be float64.
+
+    What ends in `_back` is the same the other way.
+    """
+
+    cutoff: float
+    hidden: Array
+    """(F, H), of the head, as are"""
+    hidden_back: Array
+    """(H, F)"""
+    hidden_bias: Array
+    """(Z, H)"""
+    out: Array
+    """(H,) and"""
+    linear: Array
+    """(F,)."""
+    wall: Array
+    """(Z, Z) float64 Å, where walls begin."""
+    stiffness: float
+    """Of the wall, eV."""
+    reference: Array
+    """(Z,) float64 eV, energies of isolated atoms."""
+    softness: float
+    """Of lengths."""
+    crowding: float
+    """Of knots at short distances, see `spline.approach`."""
+    tables: Array
+    """(I, F/32, 3, (intervals + 5) 32), see `spline`: filters of scalars, of vectors along a line,
+    and of the speaker's vectors."""
+    first: Array
+    """(Z, 2F), what the elements say in the first layer."""
+    speak_start: Array
+    """(I, Z, F), what the hidden layer of a message is given by the element,"""
+    speak_hidden: Array
+    """(I, F, F), and by what has changed in the scalars;"""
+    speak_hidden_back: Array
+    speak_out: Array
+    """(I, F, 3F), what comes of it,"""
+    speak_out_back: Array
+    speak_bias: Array
+    """(I, 3F)."""
+    mix: Array
+    """(I, F, 2F), from v to U v and V v."""
+    mix_back: Array
+    own_start: Array
+    """(I, Z, F), what the hidden layer of an update is given by the element,"""
+    own: Array
+    """(I, F, F), by what has changed in the scalars,"""
+    own_back: Array
+    lengths: Array
+    """(I, F, F), and by lengths of vectors;"""
+    lengths_back: Array
+    scalars: Array
+    """(I, F, F), what scalars have of it,"""
+    scalars_back: Array
+    gates: Array
+    """(I, F, 2F), what products and vectors are multiplied with."""
+    gates_back: Array
+    gates_bias: Array
+    """(I, 2F)"""
+
+
+class Workspace(NamedTuple):
+    """What stands between the loops; made once for a number of atoms and neighbors."""
+
+    within: Array
+    """(N,) int64, neighbors within the cutoff,"""
+    slots: Array
+    """(N, K) int64, and where they are listed."""
+    pairs: Array
+    """(N, K, 4) float64, directions and distances of these,"""
+    near: Array
+    """(N, K) int64, which atoms they are,"""
+    places: Array
+    """(N, K) int64, where their filters stand in a table,"""
+    blends: Array
+    """(N, K, 12), how these are blended,"""
+    bent: Array
+    """(N, K, 4) float64, and derivatives of the energy by distances and by directions."""
+    said: Array
+    """(I, N, 5F): to scalars, to vectors along the line, and vectors by axis."""
+    heard: Array
+    """(2, N, 4F), adjoints of what is heard in a layer, and in the one before it."""
+    vectors: Array
+    """(I, B, 3 W, F), after each layer."""
+    mixed: Array
+    """(I, B, 3 W, 2F), U v and V v."""
+    gates: Array
+    """(I, B, W, 2F)"""
+    rises: Array
+    """(I, B, W, F), derivatives of the hidden layer of updates, and"""
+    speak_rises: Array
+    """(I, B, W, F), of messages."""
+    loudness: Array
+    """(I, B, W, F), what vectors are multiplied with before they are said."""
+    invariants: Array
+    """(B, W, F), what has changed in the scalars; then its adjoint."""
+    turning: Array
+    """(B, 3 W, F), the adjoint of the vectors."""
+    slope: Array
+    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
+    energies: Array
+    """(N,) float64 eV."""
+    forces: Array
+    """(N, 3) float64 eV/Å."""
+    virials: Array
+    """(N, 3, 3) float64 eV."""

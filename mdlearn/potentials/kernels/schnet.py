@@ -1,0 +1,242 @@
+"""SchNet in a few loops over atoms: energies and forces, nothing written per pair.
+
+What `mdlearn.potentials.schnet` computes, and its derivative by hand. Every pair stands in the rows
+of both its atoms at the same distance. So what the neighbors heard of an atom is gathered by that
+atom, through the same filters; and there, where what it said and how well that was heard meet, the
+slope of the energy along the pair is at hand, too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, alike, load, store, total
+from mdlearn.potentials.kernels.activation import shifted_softplus
+from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
+
+
+class Weights(NamedTuple):
+    """The network as the loops have it, in one precision; axes as in `layout`, F by `WIDTH`."""
+
+    cutoff: float
+    hidden: Array
+    """(F, H), of the head, as are"""
+    hidden_back: Array
+    """(H, F)"""
+    hidden_bias: Array
+    """(Z, H)"""
+    out: Array
+    """(H,) and"""
+    linear: Array
+    """(F,)."""
+    wall: Array
+    """(Z, Z) float64 Å, where walls begin."""
+    stiffness: float
+    """Of the wall, eV."""
+    reference: Array
+    """(Z,) float64 eV, energies of isolated atoms."""
+    crowding: float
+    """Of knots at short distances, see `spline.approach`."""
+    tables: Array
+    """(I, F/32, (intervals + 5) 32), see `spline`."""
+    start: Array
+    """(I, Z, F), what the elements say before anything has changed."""
+    speak: Array
+    """(I, F, F), from what has changed to what else is said."""
+    speak_back: Array
+    inner: Array
+    """(I, F, F), from what is heard to the hidden layer,"""
+    inner_back: Array
+    inner_bias: Array
+    """(I, F),"""
+    outer: Array
+    """(I, F, F), and from there to the change."""
+    outer_back: Array
+
+
+class Workspace(NamedTuple):
+    """What stands between the loops; made once for a number of atoms and neighbors.
+
+    Rows of atoms are filled up to full blocks, B W.
+    """
+
+    within: Array
+    """(N,) int64, neighbors within the cutoff,"""
+    slots: Array
+    """(N, K) int64, and where they are listed."""
+    pairs: Array
+    """(N, K, 4) float64, directions and distances of these,"""
+    near: Array
+    """(N, K) int64, which atoms they are,"""
+    places: Array
+    """(N, K) int64, where their filters stand in a table,"""
+    blends: Array
+    """(N, K, 12), how these are blended,"""
+    along: Array
+    """(N, K) float64 eV/Å, and the derivative of the energy by distances."""
+    said: Array
+    """(I, B W, F)"""
+    heard: Array
+    """(2, B W, F), adjoints of what is heard in a layer, and in the one before it."""
+    rises: Array
+    """(I, B, W, F), derivatives of the hidden layer."""
+    invariants: Array
+    """(B, W, F), what has changed in the features; then its adjoint."""
+    slope: Array
+    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
+    energies: Array
+    """(N,) float64 eV."""
+    forces: Array
+    """(N, 3) float64 eV/Å."""
+    virials: Array
+    """(N, 3, 3) float64 eV."""
+
+
+@compiled(inner=True)
+def _hear(
+    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, heard: Array
+) -> None:
+    """What some atoms hear: sum_k W(r_k) said[j], in rows (W F,)."""
+    n_features = work.said.shape[2]
+    said = work.said[layer].reshape(-1)
+    for bundle in range(n_features // WIDTH):
+        table, lane = weights.tables[layer, bundle], bundle * WIDTH
+        for n in range(atoms[0], atoms[1]):
+            near, places, blends = work.near[n], work.places[n], work.blends[n]
+            sums = alike(0.0, load(said, lane))
+            for k in range(work.within[n]):
+                spoken = load(said, near[k] * n_features + lane)
+                sums = sums + filtered(table, places[k], blends[k]) * spoken
+            store(heard, (n - atoms[0]) * n_features + lane, sums)
+
+
+@compiled(inner=True)
+def _hear_back(
+    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
+) -> None:
+    """From what others heard of some atoms: the adjoint of what these said, in rows (W F,).
+
+    The derivative of the energy by the distances over which it was said is added.
+    """
+    n_features = work.said.shape[2]
+    said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
+    for bundle in range(n_features // WIDTH):
+        table, lane = weights.tables[layer, bundle], bundle * WIDTH
+        for n in range(atoms[0], atoms[1]):
+            near, places, blends = work.near[n], work.places[n], work.blends[n]
+            along = work.along[n]
+            spoken = load(said, n * n_features + lane)
+            sums = alike(0.0, spoken)
+            for k in range(work.within[n]):
+                value, slope = filtered_both(table, places[k], blends[k])
+                listened = load(heard, near[k] * n_features + lane)
+                sums = sums + value * listened
+                along[k] += total(slope * (listened * spoken))
+            store(adjoint, (n - atoms[0]) * n_features + lane, sums)
+
+
+@compiled(inner=True)
+def _forward(
+    layer: int,
+    block: int,
+    atoms: tuple[int, int],
+    index: Array,
+    weights: Weights,
+    work: Workspace,
+) -> None:
+    """From what the atoms of a block hear to what they say next."""
+    change, rises = work.invariants[block], work.rises[layer, block].reshape(-1)
+    width, n_features = change.shape
+    heard = np.zeros((width, n_features), change.dtype)
+    _hear(layer, atoms, weights, work, heard.reshape(-1))
+    hidden = np.dot(heard, weights.inner[layer])
+    flat = hidden.reshape(-1)
+    for lane in range(0, n_features, WIDTH):
+        bias = load(weights.inner_bias[layer], lane)
+        alone, _ = shifted_softplus(bias)
+        for place in range(width):
+            here = place * n_features + lane
+            value, rise = shifted_softplus(load(flat, here) + bias)
+            store(flat, here, value - alone)
+            store(rises, here, rise)
+    changed = np.dot(hidden, weights.outer[layer])
+    if layer == 0:
+        change[:] = changed
+    else:
+        change += changed
+    if layer + 1 < len(weights.speak):
+        said = work.said[layer + 1][block * width : (block + 1) * width]
+        np.dot(change, weights.speak[layer + 1], said)
+        for n in range(atoms[0], atoms[1]):
+            said[n - atoms[0]] += weights.start[layer + 1, index[n]]
+
+
+@compiled(inner=True)
+def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> None:
+    """From the adjoint of what has changed in a block to that of what was heard."""
+    change = work.invariants[block]
+    width = len(change)
+    hidden = np.dot(change, weights.outer_back[layer])
+    hidden *= work.rises[layer, block]
+    heard = work.heard[layer % 2][block * width : (block + 1) * width]
+    np.dot(hidden, weights.inner_back[layer], heard)
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    positions: Array,
+    cell: Array,
+    system: Array,
+    index: Array,
+    j: Array,
+    shift: Array,
+    reverse: Array,
+    valid: Array,
+    weights: Weights,
+    work: Workspace,
+) -> None:
+    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    n_atoms, n_layers, width = len(index), len(weights.speak), work.invariants.shape[1]
+    for stage in range(stages[0], stages[1]):
+        for block in range(blocks[0], blocks[1]):
+            atoms = (block * width, min((block + 1) * width, n_atoms))
+            if stage == 0:
+                for n in range(atoms[0], atoms[1]):
+                    look(n, positions, cell, system, index, j, shift, valid, weights, work)
+                    work.said[0, n] = weights.start[0, index[n]]
+                    work.along[n] = 0.0
+                approach(atoms, j, weights, work)
+            elif stage <= n_layers:
+                _forward(stage - 1, block, atoms, index, weights, work)
+                if stage == n_layers:
+                    read(block, index, weights, work)
+                    _listen_back(n_layers - 1, block, weights, work)
+            elif stage <= 2 * n_layers:
+                layer = 2 * n_layers - stage
+                adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
+                _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+                if layer > 0:
+                    work.invariants[block] += np.dot(adjoint, weights.speak_back[layer])
+                    _listen_back(layer - 1, block, weights, work)
+                else:
+                    _point(atoms, work)
+            else:
+                for n in range(atoms[0], atoms[1]):
+                    push(n, reverse, work)
+
+
+@compiled(inner=True)
+def _point(atoms: tuple[int, int], work: Workspace) -> None:
+    """Adds derivatives by distances to those by pair vectors."""
+    for n in range(atoms[0], atoms[1]):
+        for k in range(work.within[n]):
+            for axis in range(3):
+                along = work.along[n, k] * work.pairs[n, k, axis]
+                work.slope[n, work.slots[n, k], axis] += along

@@ -1,0 +1,72 @@
+"""Prints the names of the kernels for a GPU, after Triton has made its intermediate form of them.
+
+It takes no GPU. Arguments are those that the frozen network launches its kernels with.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from checks import molecule, random_network
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+
+from mdlearn.atoms import to_system
+from mdlearn.neighbors import build
+from mdlearn.potentials import frozen_cuda
+from mdlearn.potentials.equivariant import Equivariant
+
+TARGET = GPUTarget("cuda", 80, 32)
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+
+
+class Compiled:
+    """In the place of a kernel: is compiled where that is launched, and not run."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.compile
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        given = dict(zip(self.kernel.arg_names, arguments, strict=True))
+        constants = {each.name for each in self.kernel.params if each.is_constexpr}
+        signature = {name: kind(value) for name, value in given.items()}
+        signature |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(self.kernel, signature, {name: given[name] for name in constants})
+        backend = make_backend(TARGET)
+        chosen = backend.parse_options(options)
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        generate = backend.get_codegen_implementation(chosen)
+        source.make_ir(TARGET, chosen, generate, backend.get_module_map(), context)
+        print(self.kernel.__name__)
+
+
+def kind(value: Any) -> str:
+    return POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i64"
+
+
+def compiled(module: ModuleType) -> SimpleNamespace:
+    """Its kernels, and those only."""
+    kernels = {n: k for n, k in vars(module).items() if isinstance(k, triton.JITFunction)}
+    return SimpleNamespace(**{name: Compiled(kernel) for name, kernel in kernels.items()})
+
+
+for name in ("geometry", "pair", "atom"):
+    setattr(frozen_cuda, name, compiled(getattr(frozen_cuda, name)))
+system = to_system(molecule("H2O"))
+network = random_network(Equivariant).float()
+frozen_cuda.FrozenEquivariantOnGPU(network).evaluate(system, build(system, network.cutoff))

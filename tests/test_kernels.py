@@ -1,0 +1,101 @@
+"""What the loops of frozen networks are made of, against numpy and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, load, store, total
+from mdlearn.potentials import schnet
+from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
+from mdlearn.potentials.kernels.activation import shifted_softplus, silu
+from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.spline import ROWS, blend, filtered, filtered_both
+
+
+@compiled(keep=False)
+def sums(x: Array, y: Array, out: Array) -> float:
+    a, b = load(x, 1), load(y, 0)
+    store(out, 2, 2.0 * a - b / a + 1.0)
+    return total(a * b)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lanes_are_arrays(dtype: type) -> None:
+    x = np.random.default_rng(0).uniform(1.0, 2.0, WIDTH + 2).astype(dtype)
+    y, out = x[::-1].copy(), np.zeros(WIDTH + 4, dtype)
+    found = sums(x, y, out)
+    a, b = x[1 : WIDTH + 1], y[:WIDTH]
+    epsilon = 4.0 * np.finfo(dtype).eps
+    assert abs(found - (a.astype(float) * b).sum()) < 4 * WIDTH * epsilon
+    assert np.abs(out[2:-2] - (2.0 * a - b / a + 1.0)).max() < 4.0 * epsilon
+    assert not out[:2].any()
+    assert not out[-2:].any()
+
+
+@compiled(keep=False)
+def activate(x: Array, soft: bool, out: Array, slope: Array) -> None:
+    for place in range(0, len(x), WIDTH):
+        value = load(x, place)
+        one, other = shifted_softplus(value) if soft else silu(value)
+        store(out, place, one)
+        store(slope, place, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("soft", [True, False])
+def test_activations_are_those_of_torch(soft: bool, dtype: torch.dtype) -> None:
+    wide, narrow = (torch.linspace(-end, end, 50 * WIDTH, dtype=dtype) for end in (900.0, 20.0))
+    given = torch.cat([wide, narrow])
+    out, slope = np.empty_like(given.numpy()), np.empty_like(given.numpy())
+    activate(given.numpy(), soft, out, slope)
+    x = given.double().requires_grad_()
+    value = schnet.shifted_softplus(x) if soft else torch.nn.functional.silu(x)
+    (rise,) = torch.autograd.grad(value.sum(), x)
+    size = 1.0 + x.detach().abs()
+    tolerance = 4.0 * torch.finfo(dtype).eps
+    # The softplus of torch is linear from 20 on, which is off by 2e-9 at most.
+    tolerance += 3e-9 * soft
+    assert ((torch.from_numpy(out) - value.detach()).abs() / size).max() < tolerance
+    assert ((torch.from_numpy(slope) - rise).abs() / size).max() < tolerance
+
+
+def test_what_is_no_number_stays_none() -> None:
+    x, out, slope = (np.full(WIDTH, np.nan) for _ in range(3))
+    out[:] = slope[:] = 0.0
+    for soft in (True, False):
+        activate(x, soft, out, slope)
+        assert np.isnan(out).all()
+        assert np.isnan(slope).all()
+
+
+@compiled(keep=False)
+def look_up(table: Array, place: int, weights: Array, out: Array) -> None:
+    value, slope = filtered_both(table, place, weights)
+    store(out, 0, filtered(table, place, weights))
+    store(out, WIDTH, value)
+    store(out, 2 * WIDTH, slope)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_table_is_its_function(dtype: torch.dtype) -> None:
+    frequencies = torch.arange(WIDTH, dtype=torch.float64) / 2.0
+
+    def waves(y: Tensor) -> Tensor:
+        return torch.sin(frequencies * y[:, None] + 0.3)
+
+    rows = tabulate(waves, dtype)
+    intervals = len(rows) - ROWS + 1
+    weights, out = np.empty(2 * ROWS), np.empty((3, WIDTH))
+    steepest = 30.0 * float(frequencies.max())
+    for y in (0.0, 1e-9, 0.1234, 0.5, 0.87, 1.0):
+        # Times an envelope of 0.8 that rises by 0.6, at a distance of 3 y.
+        place = blend(y, 1.0 / 3.0, 0.8, 0.6, intervals, np.empty(ROWS), weights)
+        look_up(rows.reshape(-1), place, weights, out.reshape(-1))
+        value = torch.sin(frequencies * y + 0.3).numpy()
+        slope = (frequencies * torch.cos(frequencies * y + 0.3)).numpy()
+        assert np.abs(out[:2] - 0.8 * value).max() < TOLERANCE[dtype]
+        assert np.abs(out[2] - 0.6 * value - 0.8 / 3.0 * slope).max() < steepest * TOLERANCE[dtype]
