@@ -117,7 +117,9 @@ def test_estimate_counts_what_is_kept(frames: list[Frame]) -> None:
     assert one > examples[0].neighbors.j.numel() * 6 * 8
 
 
-@pytest.mark.parametrize("name", ["equivariant", "lennard-jones", "equivariant+zbl"])
+@pytest.mark.parametrize(
+    "name", ["equivariant", "schnet", "painn", "lennard-jones", "equivariant+zbl"]
+)
 def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
     """Exactly where arrays belong to atoms and slots; rows may be shorter than they could be."""
     frozen, system = freeze(random_potential(name)), to_system(crystal().repeat((2, 2, 2)))

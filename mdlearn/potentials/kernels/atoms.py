@@ -60,7 +60,7 @@ def look(
     work.energies[n] = energy + weights.reference[index[n]]
 
 
-@compiled(inner=True)
+@compiled()
 def envelope(u: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.pairs`, and its derivative."""
     u = u if u < 1.0 else 1.0
@@ -75,7 +75,7 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def read(block: int, index: Array, weights: Any, work: Any) -> None:
     """The energies of the atoms of a block; their invariants become the adjoints of these."""
     _, width, _ = work.invariants.shape

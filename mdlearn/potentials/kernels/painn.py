@@ -19,7 +19,7 @@ from mdlearn.potentials.kernels.sphere import Array
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _hear(
     layer: int,
     atoms: tuple[int, int],
@@ -59,7 +59,7 @@ def _hear(
             store(vectors, 2 * span + here, z)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _hear_back(
     layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
 ) -> None:
@@ -78,39 +78,65 @@ def _hear_back(
             pairs, bent = work.pairs[atom], work.bent[atom]
             own = atom * 5 * n + lane
             a, b = load(said, own), load(said, own + n)
-            vx, vy, vz = (
-                load(said, own + 2 * n),
-                load(said, own + 3 * n),
-                load(said, own + 4 * n),
-            )
             to_a = alike(0.0, a)
-            to_b, to_x, to_y, to_z = to_a, to_a, to_a, to_a
+            to_b = to_a
             for k in range(work.within[atom]):
                 place, blend, there = places[k], blends[k], near[k] * 4 * n + lane
-                gs, gx = load(heard, there), load(heard, there + n)
-                gy, gz = load(heard, there + 2 * n), load(heard, there + 3 * n)
+                back, x = load(heard, there), load(heard, there + n)
+                y, z = load(heard, there + 2 * n), load(heard, there + 3 * n)
                 value, slope = filtered_both(plain, place, blend)
-                to_a = to_a + value * gs
-                rise = slope * (a * gs)
+                to_a = to_a + value * back
+                rise = slope * (a * back)
                 value, slope = filtered_both(along, place, blend)
-                line = pairs[k, 0] * gx + pairs[k, 1] * gy + pairs[k, 2] * gz
+                line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
                 to_b = to_b - value * line
-                rise = rise - slope * (b * line)
                 value = value * b
-                if layer > 0:
-                    turned, slope = filtered_both(across, place, blend)
-                    to_x, to_y, to_z = to_x + turned * gx, to_y + turned * gy, to_z + turned * gz
-                    rise = rise + slope * (vx * gx + vy * gy + vz * gz)
-                bent[k, 0] += total(rise)
-                bent[k, 1] -= total(value * gx)
-                bent[k, 2] -= total(value * gy)
-                bent[k, 3] -= total(value * gz)
+                bent[k, 0] += total(rise - slope * (b * line))
+                bent[k, 1] -= total(value * x)
+                bent[k, 2] -= total(value * y)
+                bent[k, 3] -= total(value * z)
             here = (atom - atoms[0]) * 5 * n + lane
             store(adjoint, here, to_a)
             store(adjoint, here + n, to_b)
-            store(adjoint, here + 2 * n, to_x)
-            store(adjoint, here + 3 * n, to_y)
-            store(adjoint, here + 4 * n, to_z)
+            if layer > 0:
+                _hear_vectors_back(atom, n, lane, across, said, heard, work, adjoint, here)
+
+
+@compiled(merge=True)
+def _hear_vectors_back(
+    atom: int,
+    n: int,
+    lane: int,
+    table: Array,
+    said: Array,
+    heard: Array,
+    work: Workspace,
+    adjoint: Array,
+    here: int,
+) -> None:
+    """The part of `_hear_back` that belongs to the vectors that an atom says.
+
+    All at once would be more than fits in registers.
+    """
+    near, places, blends, bent = (
+        work.near[atom],
+        work.places[atom],
+        work.blends[atom],
+        work.bent[atom],
+    )
+    own = atom * 5 * n + lane
+    vx, vy, vz = load(said, own + 2 * n), load(said, own + 3 * n), load(said, own + 4 * n)
+    to_x = alike(0.0, vx)
+    to_y, to_z = to_x, to_x
+    for k in range(work.within[atom]):
+        value, slope = filtered_both(table, places[k], blends[k])
+        there = near[k] * 4 * n + lane
+        x, y, z = load(heard, there + n), load(heard, there + 2 * n), load(heard, there + 3 * n)
+        to_x, to_y, to_z = to_x + value * x, to_y + value * y, to_z + value * z
+        bent[k, 0] += total(slope * (vx * x + vy * y + vz * z))
+    store(adjoint, here + 2 * n, to_x)
+    store(adjoint, here + 3 * n, to_y)
+    store(adjoint, here + 4 * n, to_z)
 
 
 @compiled(inner=True)
@@ -136,7 +162,7 @@ def _activate(values: Array, start: Array, index: Array, rises: Array, alone: fl
             store(slopes, here, rise)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _forward(
     layer: int,
     block: int,
@@ -178,7 +204,7 @@ def _forward(
         _speak(layer + 1, block, members, atoms[0], weights, work)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _measure(mixed: Array, softness: float, n: int, lengths: Array, products: Array) -> None:
     """Soft lengths of V v, and U v · V v, from rows (3 W 2F,) of U v and V v."""
     size = lengths.size
@@ -196,7 +222,7 @@ def _measure(mixed: Array, softness: float, n: int, lengths: Array, products: Ar
             store(product, place * n + lane, dot)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _speak(
     layer: int, block: int, members: Array, first: int, weights: Weights, work: Workspace
 ) -> None:
@@ -257,7 +283,7 @@ def _update_back(
             heard[(1 + axis) * n : (2 + axis) * n] = turning[axis * width + place]
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _mix_back(
     mixed: Array,
     gates: Array,
@@ -287,7 +313,7 @@ def _mix_back(
             store(out, there + n, to_product * one + shrink * other)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what the atoms of a block said (W, 5F) to scalars and vectors."""
     change, turning = work.invariants[block], work.turning[block]
@@ -355,7 +381,7 @@ def sweep(
                     push(atom, reverse, work)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """From derivatives by distances and directions to those by pair vectors."""
     for atom in range(atoms[0], atoms[1]):

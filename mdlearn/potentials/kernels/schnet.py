@@ -97,7 +97,7 @@ class Workspace(NamedTuple):
     """(N, 3, 3) float64 eV."""
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _hear(
     layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, heard: Array
 ) -> None:
@@ -115,7 +115,7 @@ def _hear(
             store(heard, (n - atoms[0]) * n_features + lane, sums)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _hear_back(
     layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
 ) -> None:
@@ -140,7 +140,7 @@ def _hear_back(
             store(adjoint, (n - atoms[0]) * n_features + lane, sums)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _forward(
     layer: int,
     block: int,
@@ -232,7 +232,7 @@ def sweep(
                     push(n, reverse, work)
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """Adds derivatives by distances to those by pair vectors."""
     for n in range(atoms[0], atoms[1]):

@@ -61,7 +61,7 @@ def blend(
     return knot * WIDTH
 
 
-@compiled()
+@compiled(inner=True)
 def approach(atoms: tuple[int, int], j: Array, weights: Any, work: Any) -> None:
     """How the neighbors of some atoms are heard: which they are, and how filters are blended.
 
@@ -80,7 +80,7 @@ def approach(atoms: tuple[int, int], j: Array, weights: Any, work: Any) -> None:
             work.places[n, k] = blend(y, d_y, cut, d_cut * per_length, intervals, bumps, out)
 
 
-@compiled()
+@compiled(inner=True)
 def filtered(table: Array, place: int, weights: Array) -> Lanes:
     """The filters of some channels: six rows of a table, blended (12,)."""
     return (
@@ -93,7 +93,7 @@ def filtered(table: Array, place: int, weights: Array) -> Lanes:
     )
 
 
-@compiled()
+@compiled(inner=True)
 def filtered_both(table: Array, place: int, weights: Array) -> tuple[Lanes, Lanes]:
     """The same, and derivatives by the distance."""
     a, b, c = load(table, place), load(table, place + WIDTH), load(table, place + 2 * WIDTH)
