@@ -20,6 +20,8 @@ BROKEN = 1.7
 """And the bond is broken when they are further apart than this many."""
 
 
+BLOCKS = 40
+"""Of a trajectory, whose means the error of its drift is judged by."""
 VECTORS_AT_ONCE = 1_000_000
 """Positions and bonds of some frames that are in memory together."""
 
@@ -29,8 +31,15 @@ class Drift(NamedTuple):
 
     slope: float
     """eV per atom and ps."""
+    error: float
+    """Standard error of the slope, from means of blocks; NaN where frames are too few for it."""
     fluctuation: float
     """Standard deviation around the line, eV per atom."""
+
+    def __str__(self) -> str:
+        """For people."""
+        error = "" if np.isnan(self.error) else f" ± {1000 * self.error:.5f}"
+        return f"{1000 * self.slope:+.5f}{error} meV/atom/ps"
 
 
 class Bonds(NamedTuple):
@@ -70,16 +79,25 @@ class BrokenBond(NamedTuple):
 def energy_drift(trajectory: Trajectory) -> Drift | None:
     """Least-squares drift of the conserved energy; zero for fewer than three frames.
 
-    None where the energy is unknown, as it is to a propagator.
+    What fluctuates is correlated from frame to frame. So the error of the slope is that of a line
+    through the means of `BLOCKS` blocks, which are nearly independent.
+
+    Returns:
+        None where the energy is unknown, as it is to a propagator.
     """
     if "conserved_energy" not in trajectory.observable_names:
         return None
     energy = trajectory.observable("conserved_energy") / len(trajectory.numbers)
     time_ps = trajectory.times_fs / 1000.0
     if len(energy) < 3:
-        return Drift(0.0, 0.0)
+        return Drift(0.0, np.nan, 0.0)
     slope, offset = np.polyfit(time_ps, energy, 1)
-    return Drift(float(slope), float(np.std(energy - slope * time_ps - offset)))
+    rest, error = energy - slope * time_ps - offset, np.nan
+    if (width := len(energy) // BLOCKS) >= 2:
+        x, y = (each[: BLOCKS * width].reshape(BLOCKS, width).mean(1) for each in (time_ps, rest))
+        _, covariance = np.polyfit(x, y, 1, cov=True)
+        error = float(covariance[0, 0] ** 0.5)
+    return Drift(float(slope), error, float(np.std(rest)))
 
 
 def follow_bonds(trajectory: Trajectory) -> Bonds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase
 import numpy as np
@@ -12,7 +13,7 @@ from ase.neighborlist import neighbor_list
 from checks import crystal, molecule, slab, tiny
 
 from mdlearn import analysis
-from mdlearn.analysis import BONDED, BROKEN, follow_bonds
+from mdlearn.analysis import BONDED, BROKEN, energy_drift, follow_bonds
 from mdlearn.h5md import Particles
 from mdlearn.trajectory import Trajectory
 from mdlearn.writer import TrajectoryWriter
@@ -69,3 +70,24 @@ def test_the_first_bond_to_break(
     assert broken is not None
     assert (broken.frame, broken.atoms) == (3, (0, 1))
     assert broken.distance == pytest.approx(limit + 0.01, abs=1e-9)
+
+
+def test_error_of_the_drift_covers_the_slope_that_there_is() -> None:
+    """Of noise that lasts for several frames: single ones would see too small an error."""
+    slopes, errors = [], []
+    for seed in range(60):
+        noise = np.random.default_rng(seed).normal(0.0, 1.0, 1200)
+        for n in range(1, len(noise)):
+            noise[n] += 0.8 * noise[n - 1]
+        trajectory = SimpleNamespace(
+            observable_names=["conserved_energy"],
+            observable=lambda _, noise=noise: 2.0 * (noise + 1e-3 * np.arange(1200)),
+            times_fs=1000.0 * np.arange(1200),
+            numbers=np.ones(2),
+        )
+        drift = energy_drift(trajectory)
+        slopes.append(drift.slope)
+        errors.append(drift.error)
+    assert np.mean(slopes) == pytest.approx(1e-3, abs=4.0 * np.std(slopes) / 60**0.5)
+    assert np.mean(errors) == pytest.approx(np.std(slopes), rel=0.3)
+    assert str(drift).count("±") == 1

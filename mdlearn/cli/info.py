@@ -87,7 +87,7 @@ def _trajectory(path: Path) -> None:
             )
         drift = energy_drift(trajectory)
         if drift is not None:
-            out.print(f"drift        {1000 * drift.slope:+.4f} meV/atom/ps")
+            out.print(f"drift        {drift}")
         out.print(f"bonds        {follow_bonds(trajectory)}")
         for key, value in trajectory.provenance.items():
             out.print(f"{key:<12} {value}")

@@ -281,7 +281,7 @@ def _summarize_single(path: Path) -> int:
         out.print("energy       unknown to a propagator")
     else:
         out.print(
-            f"energy       drift {1000 * drift.slope:+.4f} meV/atom/ps, fluctuation"
+            f"energy       drift {drift}, fluctuation"
             f" {1000 * drift.fluctuation:.4f} meV/atom (conserved quantity)"
         )
     out.print(f"bonds        {bonds}")
