@@ -12,7 +12,7 @@ import torch
 from mdlearn.cli.console import human_size
 from mdlearn.errors import ResourceError
 from mdlearn.neighbors import Neighbors, build
-from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
+from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate, kept_for_derivatives
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.system import System, concatenate
 
@@ -89,17 +89,9 @@ def estimate_memory(potential: Evaluable, golden: Sequence[System], neighbors: N
 def _kept(potential: Evaluable, system: System, neighbors: Neighbors) -> int:
     """Bytes of what an evaluation keeps for its derivative."""
     assert isinstance(potential, ParametricPotential)
-    kept: dict[int, int] = {}
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     weights = [*potential.parameters(), *potential.buffers()]
     theirs = {each.untyped_storage().data_ptr() for each in weights}
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        evaluate(potential, system, neighbors)
+    kept = kept_for_derivatives(potential, system, neighbors)
     return sum(size for pointer, size in kept.items() if pointer not in theirs)
 
 

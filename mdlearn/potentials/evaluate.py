@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.pairs import transpose_sum
@@ -134,3 +135,22 @@ def evaluate(
     if create_graph:
         return evaluation
     return Evaluation(*(each.detach() for each in evaluation))
+
+
+def kept_for_derivatives(
+    potential: Potential, system: System, neighbors: Neighbors, *, create_graph: bool = False
+) -> dict[int, int]:
+    """Bytes that an evaluation keeps for derivatives, by address; see `evaluate`.
+
+    Weights are among it, which are there anyway.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        evaluate(potential, system, neighbors, create_graph=create_graph)
+    return kept

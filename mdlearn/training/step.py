@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from mdlearn.errors import ResourceError, is_out_of_memory
-from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.evaluate import evaluate, kept_for_derivatives
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
 from mdlearn.training.dataset import Example, concatenate
@@ -141,16 +140,8 @@ def estimate_memory(network: ParametricPotential, example: Example) -> int | Non
 
     It is measured, so it grows with the neighbors of the example and the size of the network alike.
     """
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     try:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            evaluate(network, example.system, example.neighbors, create_graph=True)
+        kept = kept_for_derivatives(network, example.system, example.neighbors, create_graph=True)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
