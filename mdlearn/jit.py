@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numba
+from numba.core.errors import NumbaError
 from scipy.linalg import cython_blas
 
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
+COMPILER_ERRORS = (NumbaError, RuntimeError)
+"""Where a function cannot be compiled; the second is of LLVM."""
 
 
 def compiled(

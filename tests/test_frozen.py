@@ -361,3 +361,14 @@ def test_without_a_compiler_there_is_the_network(monkeypatch: pytest.MonkeyPatch
     found, why = fastest(network, [to_system(molecule())])
     assert found is network
     assert why == "no loops can be compiled (RuntimeError: no such processor)"
+
+
+def test_a_mistake_in_the_loops_is_not_taken_for_a_missing_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Evaluation:
+        raise IndexError("too far")
+
+    monkeypatch.setattr(FrozenNetwork, "evaluate", fail)
+    with pytest.raises(IndexError, match="too far"):
+        fastest(random_potential("schnet"), [to_system(molecule())])

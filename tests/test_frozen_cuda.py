@@ -12,6 +12,7 @@ import ase
 import pytest
 import torch
 from checks import REFERENCE_ENERGIES, SPECIES, molecule, random_network
+from triton.errors import TritonError
 
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build
@@ -146,3 +147,14 @@ def test_a_compiler_takes_the_kernels() -> None:
     names = {"look", "expand", "hear", "multiply", "speak", "read", "push"}
     names |= {"expand_back", "hear_back", "multiply_back", "speak_back"}
     assert set(done.stdout.split()) == names
+
+
+def test_an_error_of_triton_is_one_that_can_be_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TritonError("out of registers")
+
+    network = sized(16, 1, 4)
+    frozen, system = frozen_cuda.FrozenEquivariantOnGPU(network), batch()
+    monkeypatch.setattr(frozen, "record", fail)
+    with pytest.raises(RuntimeError, match="out of registers"):
+        evaluate(frozen, system, build(system, CUTOFF))

@@ -14,6 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
+from mdlearn.jit import COMPILER_ERRORS
 from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import Sum
 from mdlearn.potentials.composition import Composition
@@ -76,7 +77,7 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
         return potential, WITHOUT_TRITON if missing else ""
     try:
         off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
-    except Exception as error:  # of a compiler, whatever that says: there is another way
+    except COMPILER_ERRORS as error:
         off = f"no loops can be compiled ({type(error).__name__}: {error})"
     return (potential if off else frozen), off
 

@@ -15,7 +15,7 @@ from mdlearn.potentials.frozen_cuda_weights import device_weights
 from mdlearn.potentials.kernels import triton_atoms as atom
 from mdlearn.potentials.kernels import triton_geometry as geometry
 from mdlearn.potentials.kernels import triton_pairs as pair
-from mdlearn.potentials.kernels.triton_layout import RADIAL, Workspace, make_workspace
+from mdlearn.potentials.kernels.triton_layout import RADIAL, KernelError, Workspace, make_workspace
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System, sum_by_system
@@ -57,10 +57,17 @@ class FrozenEquivariantOnGPU(Frozen):
         self.listed: Neighbors | None = None
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
-        """See `Frozen`."""
+        """See `Frozen`.
+
+        Raises:
+            RuntimeError: kernels cannot be compiled, or a graph cannot be recorded.
+        """
         shape = (len(system.cell), *neighbors.j.shape)
         if self.recording is None or self.recording.shape != shape:
-            self.recording = self.record(system, neighbors)
+            try:
+                self.recording = self.record(system, neighbors)
+            except KernelError as error:  # which is no RuntimeError, unlike what torch raises
+                raise RuntimeError(f"no kernels for this GPU: {error}") from error
             self.listed = neighbors
         if self.listed is not neighbors:
             for mine, new in zip(self.recording.neighbors, neighbors, strict=True):

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 RADIAL = 16
 """Places for radial functions."""
+KernelError: type[Exception] = TritonError
+"""Where a kernel cannot be compiled, or does not fit the GPU."""
 
 
 class Weights(NamedTuple):
