@@ -52,9 +52,7 @@ def expand(
     for k in range(tl.max(count)):
         live = k < count
         pair = pairs + (first + k) * 4
-        x = tl.load(pair, live, 0.0).to(dtype)
-        y = tl.load(pair + 1, live, 0.0).to(dtype)
-        z = tl.load(pair + 2, live, 0.0).to(dtype)
+        x, y, z = direction(pair, live, dtype)
         value = tl.load(basis + (first + k) * (2 * LANES) + b, live & (b < radial), 0.0)
         c = spread(c, value, (0.0, 0.0, 0.0), x, y, z)
     own = (n < atoms) & (b < radial)
@@ -89,9 +87,7 @@ def expand_back(
     for k in range(tl.max(count)):
         live = k < count
         pair = pairs + (first + k) * 4
-        x = tl.load(pair, live, 0.0).to(dtype)
-        y = tl.load(pair + 1, live, 0.0).to(dtype)
-        z = tl.load(pair + 2, live, 0.0).to(dtype)
+        x, y, z = direction(pair, live, dtype)
         at = basis + (first + k) * (2 * LANES) + b
         radial_function = tl.load(at, live & (b < radial), 0.0)
         rise = tl.load(at + LANES, live & (b < radial), 0.0)
@@ -108,6 +104,15 @@ def expand_back(
 
 
 @triton.jit
+def direction(
+    pair: tl.tensor, live: tl.tensor, dtype: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The unit vector of a pair, in a precision."""
+    x, y, z = tl.load(pair, live, 0.0), tl.load(pair + 1, live, 0.0), tl.load(pair + 2, live, 0.0)
+    return x.to(dtype), y.to(dtype), z.to(dtype)
+
+
+@triton.jit
 def push_pair(
     along: tl.tensor,
     gx: tl.tensor,
@@ -121,7 +126,7 @@ def push_pair(
 
     Both have still to be summed over features.
     """
-    x, y, z = tl.load(pair, live, 0.0), tl.load(pair + 1, live, 0.0), tl.load(pair + 2, live, 0.0)
+    x, y, z = direction(pair, live, tl.float64)
     d = tl.load(pair + 3, live, 1.0)
     g = (
         tl.sum(gx, 1, keep_dims=True) / d,
@@ -198,9 +203,7 @@ def hear(
         live = k < count
         at = n * capacity + k
         pair = pairs + at * 4
-        x = tl.load(pair, live, 0.0).to(dtype)
-        y = tl.load(pair + 1, live, 0.0).to(dtype)
-        z = tl.load(pair + 2, live, 0.0).to(dtype)
+        x, y, z = direction(pair, live, dtype)
         other = tl.load(j + n * capacity + tl.load(slots + at, live, 0), live, 0)
         said = spoken + other * (2 * features) + f
         stride, whole = atoms * (2 * features), live & (f < features)
@@ -273,9 +276,7 @@ def hear_back(
         live = k < count
         at = n * capacity + k
         pair = pairs + at * 4
-        x = tl.load(pair, live, 0.0).to(dtype)
-        y = tl.load(pair + 1, live, 0.0).to(dtype)
-        z = tl.load(pair + 2, live, 0.0).to(dtype)
+        x, y, z = direction(pair, live, dtype)
         slot = n * capacity + tl.load(slots + at, live, 0)
         listener = heard + tl.load(j + slot, live, 0) * features + f
         listened = load(listener, atoms * features, live & (f < features))
