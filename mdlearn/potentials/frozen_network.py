@@ -13,7 +13,7 @@ from mdlearn.jit import keep_blas_on_one_thread
 from mdlearn.lanes import WIDTH
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
-from mdlearn.potentials.kernels.atoms import total
+from mdlearn.potentials.kernels.atoms import Inputs, total
 from mdlearn.potentials.kernels.sphere import Array
 from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
@@ -59,7 +59,7 @@ class FrozenNetwork(Frozen):
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
         work = self.work
-        arguments = (
+        inputs = Inputs(
             system.positions.numpy(),
             system.cell.numpy(),
             system.system.numpy(),
@@ -68,9 +68,8 @@ class FrozenNetwork(Frozen):
             neighbors.shift.numpy(),
             neighbors.reverse.numpy(),
             neighbors.valid.numpy(),
-            self.weights,
-            work,
         )
+        arguments = (inputs, self.weights, work)
         if torch.get_num_threads() == 1:
             self.sweep((0, self.stages), (0, len(work.invariants)), *arguments)
         else:
@@ -80,7 +79,7 @@ class FrozenNetwork(Frozen):
                     self.sweep((stage, stage + 1), blocks, *arguments)
 
                 self.team.share(len(work.invariants), part)
-        energy, stress = total(arguments[2], arguments[1], work.energies, work.virials)
+        energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
             torch.tensor(work.forces),

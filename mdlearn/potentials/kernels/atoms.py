@@ -6,7 +6,7 @@ Weights and workspaces differ between networks; what is used here all of them ha
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,31 +14,47 @@ from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.sphere import Array
 
 
+class Inputs(NamedTuple):
+    """Where the atoms are, and who is near whom: `System` and `Neighbors` as arrays."""
+
+    positions: Array
+    """(N, 3) float64 Å."""
+    cell: Array
+    """(n_systems, 3, 3) float64 Å."""
+    system: Array
+    """(N,) int64, which one each atom belongs to."""
+    species: Array
+    """(N,) int64, ranks of the elements."""
+    j: Array
+    """(N, K) as in `Neighbors`, as are"""
+    shift: Array
+    """(N, K, 3) float64,"""
+    reverse: Array
+    """(N, K), and"""
+    valid: Array
+    """(N, K)."""
+
+
 @compiled(inner=True)
 def look(
     n: int,
-    positions: Array,
-    cell: Array,
-    system: Array,
-    index: Array,
-    j: Array,
-    shift: Array,
-    valid: Array,
+    inputs: Inputs,
     weights: Any,
     work: Any,
 ) -> None:
     """Who is near atom n, how near, and what walls say of it."""
     count, energy = 0, 0.0
-    box = cell[system[n]]
+    positions, index, j = inputs.positions, inputs.species, inputs.j
+    box = inputs.cell[inputs.system[n]]
     cutoff = weights.cutoff
     here = positions[n]
     for k in range(j.shape[1]):
         slope = work.slope[n, k]
         slope[0], slope[1], slope[2] = 0.0, 0.0, 0.0
-        if not valid[n, k]:
+        if not inputs.valid[n, k]:
             continue
         other = j[n, k]
-        there, s = positions[other], shift[n, k]
+        there, s = positions[other], inputs.shift[n, k]
         x = there[0] - here[0] + (s[0] * box[0, 0] + s[1] * box[1, 0] + s[2] * box[2, 0])
         y = there[1] - here[1] + (s[0] * box[0, 1] + s[1] * box[1, 1] + s[2] * box[2, 1])
         z = there[2] - here[2] + (s[0] * box[0, 2] + s[1] * box[1, 2] + s[2] * box[2, 2])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from mdlearn.jit import compiled
-from mdlearn.potentials.kernels.atoms import look, push, read, sigmoid
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
@@ -235,14 +235,7 @@ def _speak_back(
 def sweep(
     stages: tuple[int, int],
     blocks: tuple[int, int],
-    positions: Array,
-    cell: Array,
-    system: Array,
-    index: Array,
-    j: Array,
-    shift: Array,
-    reverse: Array,
-    valid: Array,
+    inputs: Inputs,
     weights: Weights,
     work: Workspace,
 ) -> None:
@@ -254,17 +247,11 @@ def sweep(
     Args:
         stages: the first one, and the one after the last.
         blocks: likewise.
-        positions: (N, 3) float64 Å.
-        cell: (n_systems, 3, 3) float64 Å.
-        system: (N,) int64, which one each atom belongs to.
-        index: (N,) int64, ranks of the elements.
-        j: (N, K) as in `Neighbors`.
-        shift: (N, K, 3) float64.
-        reverse: (N, K)
-        valid: (N, K)
+        inputs: where the atoms are.
         weights: the network.
         work: is overwritten.
     """
+    index, j = inputs.species, inputs.j
     n_atoms = len(index)
     n_layers, width = work.product.shape[0], work.product.shape[3]
     for stage in range(stages[0], stages[1]):
@@ -273,7 +260,7 @@ def sweep(
             atoms = (block * width, min((block + 1) * width, n_atoms))
             if stage == 0:
                 for n in range(atoms[0], atoms[1]):
-                    look(n, positions, cell, system, index, j, shift, valid, weights, work)
+                    look(n, inputs, weights, work)
                 expand(atoms, j, index, weights, work, seen)
             if stage < n_layers:
                 _forward(stage, block, index, j, weights, work)
@@ -286,4 +273,4 @@ def sweep(
                 expand_back(atoms, j, index, weights, work, seen)
             if stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
-                    push(n, reverse, work)
+                    push(n, inputs.reverse, work)

@@ -12,7 +12,7 @@ import numpy as np
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.sphere import Array
@@ -338,18 +338,12 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
 def sweep(
     stages: tuple[int, int],
     blocks: tuple[int, int],
-    positions: Array,
-    cell: Array,
-    system: Array,
-    index: Array,
-    j: Array,
-    shift: Array,
-    reverse: Array,
-    valid: Array,
+    inputs: Inputs,
     weights: Weights,
     work: Workspace,
 ) -> None:
     """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    index, j = inputs.species, inputs.j
     n_atoms, n_layers = len(index), len(weights.own)
     width, n = work.invariants.shape[1:]
     for stage in range(stages[0], stages[1]):
@@ -357,7 +351,7 @@ def sweep(
             atoms = (block * width, min((block + 1) * width, n_atoms))
             if stage == 0:
                 for atom in range(atoms[0], atoms[1]):
-                    look(atom, positions, cell, system, index, j, shift, valid, weights, work)
+                    look(atom, inputs, weights, work)
                     work.said[0, atom, : 2 * n] = weights.first[index[atom]]
                     work.bent[atom] = 0.0
                 approach(atoms, j, weights, work)
@@ -378,7 +372,7 @@ def sweep(
                     _point(atoms, work)
             else:
                 for atom in range(atoms[0], atoms[1]):
-                    push(atom, reverse, work)
+                    push(atom, inputs.reverse, work)
 
 
 @compiled(merge=True)

@@ -15,7 +15,7 @@ import numpy as np
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.potentials.kernels.activation import shifted_softplus
-from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.sphere import Array
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
@@ -191,25 +191,19 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
 def sweep(
     stages: tuple[int, int],
     blocks: tuple[int, int],
-    positions: Array,
-    cell: Array,
-    system: Array,
-    index: Array,
-    j: Array,
-    shift: Array,
-    reverse: Array,
-    valid: Array,
+    inputs: Inputs,
     weights: Weights,
     work: Workspace,
 ) -> None:
     """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    index, j = inputs.species, inputs.j
     n_atoms, n_layers, width = len(index), len(weights.speak), work.invariants.shape[1]
     for stage in range(stages[0], stages[1]):
         for block in range(blocks[0], blocks[1]):
             atoms = (block * width, min((block + 1) * width, n_atoms))
             if stage == 0:
                 for n in range(atoms[0], atoms[1]):
-                    look(n, positions, cell, system, index, j, shift, valid, weights, work)
+                    look(n, inputs, weights, work)
                     work.said[0, n] = weights.start[0, index[n]]
                     work.along[n] = 0.0
                 approach(atoms, j, weights, work)
@@ -229,7 +223,7 @@ def sweep(
                     _point(atoms, work)
             else:
                 for n in range(atoms[0], atoms[1]):
-                    push(n, reverse, work)
+                    push(n, inputs.reverse, work)
 
 
 @compiled(merge=True)
