@@ -80,7 +80,8 @@ def energy_drift(trajectory: Trajectory) -> Drift | None:
     """Least-squares drift of the conserved energy; zero for fewer than three frames.
 
     What fluctuates is correlated from frame to frame. So the error of the slope is that of a line
-    through the means of `BLOCKS` blocks, which are nearly independent.
+    through the means of `BLOCKS` blocks, which are nearly independent. A quantity that wanders, as
+    it may with a thermostat, drifts by more than that in a run of another length.
 
     Returns:
         None where the energy is unknown, as it is to a propagator.
