@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
+from mdlearn.jit import compiled
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
@@ -43,6 +46,9 @@ RARE = 30.0
 LARGEST_DRIFT = 0.3
 """eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
 spread over a molecule: far beyond any error of integration that one could live with."""
+
+
+Array: TypeAlias = NDArray[Any]
 
 
 class Limits(NamedTuple):
@@ -151,18 +157,98 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
         (4, n_systems): of distance, force, kinetic and conserved energy; or of the last alone. NaN
         where there is no number.
     """
-    system = state.system
-    drift = _drift(state, conserved).abs() / (LARGEST_DRIFT if limits is None else limits.drift)
     if limits is None:
-        return drift[None]
+        return _drift(state, conserved).abs()[None] / LARGEST_DRIFT
+    system, evaluation = state.system, state.evaluation
+    if system.positions.device.type == "cpu":
+        places = (system.positions, system.cell, system.system)
+        atoms = (system.masses, state.momenta, system.numbers, evaluation.forces)
+        energies = (evaluation.energy, state.bath, conserved, state.freedom)
+        known = (limits.force, limits.kT)
+        return torch.from_numpy(
+            _shares(
+                _arrays(places),
+                _arrays(atoms),
+                _arrays(energies),
+                _arrays(watched),
+                _arrays(known),
+                limits.drift,
+            )
+        )
+    return _shares_by_operations(state, watched, conserved, limits)
+
+
+def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
+    return tuple([each.numpy() for each in tensors])
+
+
+def _shares_by_operations(
+    state: State, watched: Watched, conserved: Tensor, limits: Limits
+) -> Tensor:
+    system = state.system
     n, j, shift, nearest = watched
     translation = torch.bmm(shift[:, None], system.cell[system.system[n]])[:, 0]
     squared = (system.positions[j] - system.positions[n] + translation).square().sum(1)
     close = squared.new_zeros(len(system.cell))
     close = close.scatter_reduce(0, system.system[n], nearest.square() / squared, "amax")
     strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
-    hot = kinetic_energy(state) / _largest_kinetic_energy(state, limits)
+    hot = kinetic_energy(state) / _largest_kinetic_energy(state.freedom, limits.kT)
+    drift = _drift(state, conserved).abs() / limits.drift
     return torch.stack([close, largest_by_system(strong, system), hot, drift])
+
+
+def _largest_kinetic_energy(freedom: Any, kT: Any) -> Any:
+    """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
+
+    The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
+    P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
+    """
+    return HOTTEST * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
+
+
+_largest_kinetic_energy_of_one = compiled(inner=True)(_largest_kinetic_energy)
+
+
+@compiled(error_model="numpy")
+def _shares(
+    places: tuple[Array, ...],
+    atoms: tuple[Array, ...],
+    energies: tuple[Array, ...],
+    watched: tuple[Array, ...],
+    limits: tuple[Array, ...],
+    drift: float,
+) -> Array:
+    """`shares` in one loop: operations would be half of a step of a small system."""
+    positions, cell, system = places
+    masses, momenta, numbers, forces = atoms
+    energy, bath, conserved, freedom = energies
+    first, second, shift, nearest = watched
+    strongest, kT = limits
+    shares, counts = np.zeros((4, len(cell))), np.zeros(len(cell))
+    close, strong, hot, moved = shares[0], shares[1], shares[2], shares[3]
+    for p in range(len(first)):
+        n, j, (a, b, c) = first[p], second[p], (shift[p, 0], shift[p, 1], shift[p, 2])
+        box, squared = cell[system[n]], 0.0
+        for axis in range(3):
+            translation = a * box[0, axis] + b * box[1, axis] + c * box[2, axis]
+            squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+        close[system[n]] = _larger(close[system[n]], nearest[p] ** 2 / squared)
+    for n in range(len(system)):
+        s, f, p = system[n], forces[n], momenta[n]
+        square = (f[0] ** 2 + f[1] ** 2 + f[2] ** 2) / strongest[numbers[n]] ** 2
+        strong[s] = _larger(strong[s], square)
+        hot[s] += (p[0] ** 2 + p[1] ** 2 + p[2] ** 2) / (2.0 * masses[n])
+        counts[s] += 1.0
+    for s in range(len(cell)):
+        moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
+        hot[s] /= _largest_kinetic_energy_of_one(freedom[s], kT[s])
+    return shares
+
+
+@compiled()
+def _larger(one: float, other: float) -> float:
+    """NaN if any of the two is."""
+    return other if other > one or math.isnan(other) else one
 
 
 def find_trips(
@@ -247,16 +333,6 @@ def _nearest(state: State, neighbors: Neighbors, limits: Limits) -> Tensor:
     return limits.nearest * limits.distance[numbers[:, None], numbers[neighbors.j]]
 
 
-def _largest_kinetic_energy(state: State, limits: Limits) -> Tensor:
-    """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
-
-    The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
-    P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
-    """
-    f = state.freedom
-    return HOTTEST * 0.5 * limits.kT * (f + 2.0 * (f * RARE).sqrt() + 2.0 * RARE)
-
-
 def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Trip:
     mine = state.system.system == index
     distance = pair_vectors(state.system, neighbors).norm(dim=2)  # (n_atoms, K)
@@ -297,7 +373,7 @@ def _hot(state: State, index: int, limits: Limits) -> Trip:
     n, most = _most(state, index, per_atom)
     kelvin = 2.0 / (float(state.freedom[index]) * kB)
     value = float(kinetic_energy(state)[index]) * kelvin
-    limit = float(_largest_kinetic_energy(state, limits)[index]) * kelvin
+    limit = float(_largest_kinetic_energy(state.freedom, limits.kT)[index]) * kelvin
     return _trip(
         state,
         n,

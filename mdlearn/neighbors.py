@@ -9,6 +9,7 @@ atom) is a gather through `reverse`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -320,9 +321,48 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     strain D alone would have taken them; it brings a pair from beyond `reach` no closer than
     (1 - |D|) reach, and half of that counts for each of its atoms. NaN where a position is NaN.
     """
-    change = system.cell - neighbors.reference_cell
-    strain = torch.bmm(neighbors.inverse_cell, change)  # (n_systems, 3, 3)
+    if system.positions.device.type != "cpu":
+        return _moved_by_operations(system, neighbors)
+    cells = (system.cell, neighbors.reference_cell, neighbors.inverse_cell, neighbors.reach)
+    arrays = (system.positions, neighbors.reference, system.system, *cells)
+    return torch.from_numpy(_moved(*(each.numpy() for each in arrays)))
+
+
+def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
+    strain = torch.bmm(neighbors.inverse_cell, system.cell - neighbors.reference_cell)
     taken = torch.bmm(neighbors.reference[:, None], strain[system.system])[:, 0]
     distance = (system.positions - neighbors.reference - taken).square().sum(1)
     furthest = largest_by_system(distance, system).sqrt()
     return furthest + 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()
+
+
+@compiled()
+def _moved(
+    positions: NDArray[Any],
+    reference: NDArray[Any],
+    system: NDArray[np.int64],
+    cell: NDArray[Any],
+    reference_cell: NDArray[Any],
+    inverse_cell: NDArray[Any],
+    reach: NDArray[Any],
+) -> NDArray[Any]:
+    """`moved_since_build` in one loop: operations would be half of a step of a small system."""
+    largest, strains = np.zeros(len(cell), positions.dtype), np.zeros_like(cell)
+    for s in range(len(cell)):
+        for row in range(3):
+            for axis in range(3):
+                for k in range(3):
+                    change = cell[s, k, axis] - reference_cell[s, k, axis]
+                    strains[s, row, axis] += inverse_cell[s, row, k] * change
+    for n in range(len(positions)):
+        x, strain = reference[n], strains[system[n]]
+        square = 0.0
+        for axis in range(3):
+            taken = x[0] * strain[0, axis] + x[1] * strain[1, axis] + x[2] * strain[2, axis]
+            square += (positions[n, axis] - x[axis] - taken) ** 2
+        if square > largest[system[n]] or math.isnan(square):
+            largest[system[n]] = square
+    for s in range(len(cell)):
+        closer = 0.5 * reach[()] * math.sqrt((strains[s] ** 2).sum())
+        largest[s] = math.sqrt(largest[s]) + closer
+    return largest

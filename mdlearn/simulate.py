@@ -109,6 +109,9 @@ def piecewise_linear(points: Points, system: System) -> Course:
     """Linear between points, the same for all systems of a batch."""
     steps, values = zip(*points, strict=True)
     like = torch.ones_like(system.charge)
+    if len(points) == 1:
+        always = like * values[0]
+        return lambda _: always
     return lambda step: like * float(np.interp(step, steps, values))
 
 
@@ -273,28 +276,28 @@ def simulate(
     state, neighbors, conserved = snapshot
     older = newer = snapshot
     skin, lists = dynamics.skin, _list(dynamics, state.system, neighbors)
-    moved = moved_since_build(state.system, neighbors)
+    moved = _moved(state.system, neighbors)
     longest = pace = BLOCK[state.momenta.device.type]
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
         # nowhere else: so the life of a list depends on the trajectory of its system alone, and so
         # do its bits, however the run is cut up and whatever else is in the batch.
         worn = moved > WORN * skin
-        if bool(worn.any()):
+        if worn.any():
             lists = _renew(dynamics, state.system, lists, worn)
-            moved = torch.where(worn, 0.0, moved)
+            moved = np.where(worn, 0.0, moved)
         length = min(pace, every - state.step % every, steps - state.step)
         trial, now, good, share = _run_block(dynamics, state, lists, conserved, moved, length)
         pace = min(2 * pace, longest) if good == length else max(good, 1)
         if good == 0:
             first = dynamics.step(state, lists.neighbors)
-            left = ~(moved_since_build(first.system, lists.neighbors) <= skin / 2)
-            lost = torch.nonzero(left & (moved == 0.0)).flatten().tolist()
-            if lost:
-                trips = [leap(state, first, index, skin / 2) for index in lost]
+            left = ~(_moved(first.system, lists.neighbors) <= skin / 2)  # True for NaN
+            lost = np.flatnonzero(left & (moved == 0.0))
+            if len(lost):
+                trips = [leap(state, first, int(index), skin / 2) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
             lists = _renew(dynamics, state.system, lists, left)
-            moved = torch.where(left, 0.0, moved)
+            moved = np.where(left, 0.0, moved)
             continue
         if good < length:
             trial, now, _, share = _run_block(dynamics, state, lists, conserved, moved, good)
@@ -321,8 +324,15 @@ def _list(dynamics: Dynamics, system: System, neighbors: Neighbors) -> Lists:
     return Lists(neighbors, close, watch(system, close, dynamics.limits))
 
 
-def _renew(dynamics: Dynamics, system: System, lists: Lists, chosen: Tensor) -> Lists:
-    """New lists for the chosen systems, (n_systems,) bool."""
+def _moved(system: System, neighbors: Neighbors) -> NDArray[Any]:
+    """How far atoms have moved since the list was built, for the driver to look at."""
+    moved: NDArray[Any] = moved_since_build(system, neighbors).cpu().numpy()
+    return moved
+
+
+def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.bool_]) -> Lists:
+    """New lists for the chosen systems, (n_systems,)."""
+    chosen = torch.from_numpy(which).to(system.positions.device)
     near = watch_reach(system, dynamics.limits)
     cutoff, skin = dynamics.potential.cutoff, dynamics.skin
     neighbors = rebuild(lists.neighbors, system, chosen, cutoff, skin)
@@ -335,9 +345,9 @@ def _run_block(
     state: State,
     lists: Lists,
     conserved: Tensor,
-    moved: Tensor,
+    moved: NDArray[Any],
     length: int,
-) -> tuple[State, Tensor, int, float]:
+) -> tuple[State, NDArray[Any], int, float]:
     """Runs some steps on lists with atoms that have `moved`, (n_systems,) Å, since they were built.
 
     Returns:
@@ -345,17 +355,16 @@ def _run_block(
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
     neighbors, _, watched = lists
-    going, good, share = (moved.new_full((), start) for start in (1.0, 0.0, 0.0))
+    ways, used = [], []
     for _ in range(length):
         state = dynamics.step(state, neighbors)
-        last, moved = moved, moved_since_build(state.system, neighbors)
-        # Zero for NaN too; and once it is, for all steps that follow.
-        good_list = (last <= WORN * dynamics.skin) & (moved <= dynamics.skin / 2)
-        going = going * good_list.all()
-        good = good + going
-        share = torch.maximum(share, shares(state, watched, conserved, dynamics.limits).max())
-    steps, largest = torch.stack([good, share]).tolist()
-    return state, moved, int(steps), largest
+        ways.append(moved_since_build(state.system, neighbors))
+        used.append(shares(state, watched, conserved, dynamics.limits).flatten())
+    seen = torch.cat([*ways, *used]).cpu().numpy()  # the only look at values in a block
+    way = np.concatenate([moved[None], seen[: length * len(moved)].reshape(length, -1)])
+    good = ((way[:-1] <= WORN * dynamics.skin) & (way[1:] <= dynamics.skin / 2)).all(1)
+    steps = length if good.all() else int(good.argmin())
+    return state, way[-1], steps, float(seen[length * len(moved) :].max())
 
 
 def _to_trip(dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> State:

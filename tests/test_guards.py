@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase.data import chemical_symbols
-from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal
+from checks import CUTOFF, REFERENCE_ENERGIES, SPECIES, crystal, molecule
 from oracles import LennardJones
 from test_simulate import INTEGRATORS, bits, dynamics_of, hot_start, potential
 from torch import Tensor
@@ -24,11 +24,16 @@ from mdlearn.guards import (
     STRONGEST,
     WARM,
     Limits,
+    Watched,
+    _shares_by_operations,
     at_start,
     find_trips,
     lonely_atoms,
     make_limits,
+    shares,
     unfamiliar_atom,
+    watch,
+    watch_reach,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.labels import Labels
@@ -383,3 +388,44 @@ def test_crystals_are_guarded_across_their_boundaries() -> None:
     snapshot = start(dynamics, system, torch.zeros_like(system.positions))
     (trip,) = find_trips(*snapshot, no_limits())
     assert "atom 2 (H) and atom 3 (C) are 0.080 Å apart" in trip.text
+
+
+def drawn_batch() -> tuple[State, Snapshot, Watched, Limits]:
+    """A crystal and a molecule some way from where their lists were built, and their guards."""
+    system = concatenate([to_system(crystal()), to_system(molecule())])
+    generator = torch.Generator().manual_seed(4)
+    strain = 0.01 * torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
+    shift = 0.05 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+    kT = torch.tensor([0.03, 0.05], dtype=torch.float64)
+    limits = make_limits([(1, 6, 1.1), (8, 8, 1.3)], [(6, 3.0), (1, 0.5)], kT)
+    dynamics = isolated(potential(), INTEGRATORS["nve"], system)
+    snapshot = start(dynamics, system, maxwell_boltzmann(system, 0.04, [5, 6]))
+    watched = watch(system, build(system, watch_reach(system, limits), SKIN), limits)
+    moved = system._replace(
+        positions=system.positions + shift, cell=system.cell + torch.bmm(system.cell, strain)
+    )
+    state = snapshot.state._replace(
+        system=moved, bath=kT, freedom=torch.tensor([20.0, 9.0]).double()
+    )
+    return state, snapshot, watched, limits
+
+
+def test_one_loop_says_what_operations_say() -> None:
+    """The form of processors and that of other devices, with and without a number."""
+    state, snapshot, watched, limits = drawn_batch()
+    assert len(watched.n) > 5
+    broken = state.system.positions.clone()
+    broken[-1, 1] = torch.nan
+    together = state.system.positions.clone()
+    together[watched.n[0]] = together[watched.j[0]]
+    for positions in (state.system.positions, broken, together):
+        each = state._replace(system=state.system._replace(positions=positions))
+        one = shares(each, watched, snapshot.conserved, limits)
+        two = _shares_by_operations(each, watched, snapshot.conserved, limits)
+        torch.testing.assert_close(one, two, rtol=1e-13, atol=0.0, equal_nan=True)
+    forces = state.evaluation.forces.clone()
+    forces[0, 2] = torch.nan
+    each = state._replace(evaluation=state.evaluation._replace(forces=forces))
+    one = shares(each, watched, snapshot.conserved, limits)
+    assert one[1, 0].isnan()
+    assert one[1, 1] > 0.0

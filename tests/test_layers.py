@@ -181,11 +181,18 @@ def test_a_step_never_waits_for_a_value(name: str) -> None:
             assert node.func.id not in CASTS, where
 
 
-@pytest.mark.parametrize("function", ["pair_vectors", "moved_since_build"])
-def test_what_neighbors_does_in_a_step_never_waits_either(function: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("neighbors", "pair_vectors"),
+        ("neighbors", "_moved_by_operations"),
+        ("guards", "_shares_by_operations"),
+    ],
+)
+def test_what_else_a_step_does_on_a_device_never_waits(module: str, function: str) -> None:
     (found,) = [
         node
-        for node in tree("neighbors").body
+        for node in tree(module).body
         if isinstance(node, ast.FunctionDef) and node.name == function
     ]
     calls = [node.func for node in ast.walk(found) if isinstance(node, ast.Call)]

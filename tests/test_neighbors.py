@@ -22,6 +22,7 @@ from mdlearn.neighbors import (
     SKIN,
     WIDE_SKIN,
     Neighbors,
+    _moved_by_operations,
     build,
     choose_skin,
     moved_since_build,
@@ -190,6 +191,23 @@ def test_moved_since_build() -> None:
     assert moved.shape == (1,)
     positions[4, 0] = torch.nan
     assert moved_since_build(system._replace(positions=positions), neighbors).isnan()
+
+
+def test_one_loop_says_what_operations_say() -> None:
+    """How far atoms have moved, in the form of processors and in that of other devices."""
+    system = concatenate([to_system(crystal()), to_system(molecule())])
+    neighbors = build(system, 3.0, 0.7)
+    generator = torch.Generator().manual_seed(3)
+    strain = 0.02 * torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
+    shift = 0.05 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+    for atom, value in ((0, 0.3), (-1, torch.nan), (1, torch.nan)):
+        shift[atom, 1] = value
+        moved = system._replace(
+            positions=system.positions + shift, cell=system.cell + torch.bmm(system.cell, strain)
+        )
+        one, two = moved_since_build(moved, neighbors), _moved_by_operations(moved, neighbors)
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=0.0, equal_nan=True)
+        assert one.dtype == two.dtype
 
 
 def test_list_of_a_strained_cell_is_complete_until_half_the_skin() -> None:

@@ -68,14 +68,14 @@ def start(system: System, momenta: Tensor, forces: Forces, freedom: Tensor) -> S
 
 def kick(state: State, dt: float) -> State:
     """P' = p + F dt."""
-    return state._replace(momenta=state.momenta + state.evaluation.forces * dt)
+    return state._replace(momenta=torch.add(state.momenta, state.evaluation.forces, alpha=dt))
 
 
 def drift(state: State, dt: float) -> State:
     """X' = x + p/m dt. The evaluation of the state is out of date until `refresh`."""
-    velocity = state.momenta / state.system.masses[:, None]
-    system = state.system._replace(positions=state.system.positions + velocity * dt)
-    return state._replace(system=system)
+    system = state.system
+    positions = torch.addcdiv(system.positions, state.momenta, system.masses[:, None], value=dt)
+    return state._replace(system=system._replace(positions=positions))
 
 
 def refresh(state: State, forces: Forces) -> State:

@@ -82,10 +82,10 @@ class FrozenNetwork(Frozen):
         energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
-            torch.tensor(work.forces),
+            torch.from_numpy(work.forces.copy()),
             torch.from_numpy(stress),
-            torch.tensor(work.energies),
-            torch.tensor(work.virials),
+            torch.from_numpy(work.energies.copy()),
+            torch.from_numpy(work.virials.copy()),
         )
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
