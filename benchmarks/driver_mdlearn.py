@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mdlearn import units
 from mdlearn.atoms import read_frames, to_system
 from mdlearn.calculator import MDLearnCalculator
+from mdlearn.cli import keep_freed_memory
 from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.device import choose_threads
 from mdlearn.guards import make_limits
@@ -204,5 +205,6 @@ def lennard_jones(cells: int, steps: int, timestep: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     actions = {"throughput": throughput, "step": step, "train": train, "predict": predict}
     driving.run(actions | {"lennard_jones": lennard_jones})

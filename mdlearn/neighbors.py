@@ -203,6 +203,7 @@ def _lay_out(
     search walked its cells. Atoms that hand over their entries in turn bring it about, but for
     images of the same atom.
     """
+    # Halves of the memory are halves of the time: who has entries for 64 bits has other worries.
     first, counts = np.zeros(n_atoms + 1, np.int64), np.zeros(n_atoms, np.int64)
     for p in range(len(i)):
         counts[i[p]] += 1
@@ -214,25 +215,24 @@ def _lay_out(
     width = capacity
     if widest > capacity:
         width = -(-max(widest, int(1.1 * capacity)) // 4) * 4
-    entries = np.empty(2 * len(i), np.int64)
+    entries = np.empty(2 * len(i), np.int32)
     filled = first[:-1].copy()
     for p in range(len(i)):
         entries[filled[i[p]]] = 2 * p
         filled[i[p]] += 1
         entries[filled[j[p]]] = 2 * p + 1
         filled[j[p]] += 1
-    row = np.empty((n_atoms, width), np.int64)
+    row, target = np.empty((n_atoms, width), np.int32), np.empty((n_atoms, width), np.int64)
+    slots = np.empty(2 * len(i), np.int32)
     counts[:] = 0
     for n in range(n_atoms):
         for entry in entries[first[n] : first[n + 1]]:
             p, twin = entry // 2, entry ^ 1  # the twin belongs to the other atom and points here
             other = i[p] if twin % 2 == 0 else j[p]
             k = counts[other]
-            while k > 0:
+            while k > 0 and target[other, k - 1] == n:
                 before = row[other, k - 1]
                 q = before // 2
-                if (j[q] if before % 2 == 0 else i[q]) != n:
-                    break
                 order = 0
                 for axis in (2, 1, 0):
                     one = shift[p, axis] if twin % 2 == 0 else -shift[p, axis]
@@ -243,27 +243,24 @@ def _lay_out(
                 if order > 0:
                     break
                 row[other, k] = before
+                slots[before] += 1
                 k -= 1
-            row[other, k] = twin
+            row[other, k], slots[twin] = twin, other * width + k
+            target[other, counts[other]] = n
             counts[other] += 1
-    slots = np.empty(2 * len(i), np.int64)
-    for n in range(n_atoms):
-        for k in range(counts[n]):
-            slots[row[n, k]] = n * width + k
-    target, reverse = np.empty((n_atoms, width), np.int64), np.empty((n_atoms, width), np.int64)
+    reverse = np.empty((n_atoms, width), np.int64)
     translation = np.zeros((n_atoms, width, 3))
     valid = np.zeros((n_atoms, width), np.bool_)
     for n in range(n_atoms):
-        for k in range(width):
+        for k in range(counts[n]):
+            entry = row[n, k]
+            reverse[n, k] = slots[entry ^ 1]
+            valid[n, k] = True
+            for axis in range(3):
+                s = shift[entry // 2, axis]
+                translation[n, k, axis] = s if entry % 2 == 0 else -s
+        for k in range(counts[n], width):
             target[n, k], reverse[n, k] = n, n * width + k
-            if k < counts[n]:
-                entry = row[n, k]
-                p, sign = entry // 2, 1 - 2 * (entry % 2)
-                target[n, k] = j[p] if sign > 0 else i[p]
-                reverse[n, k] = slots[entry ^ 1]
-                valid[n, k] = True
-                for axis in range(3):
-                    translation[n, k, axis] = sign * shift[p, axis]
     return target, translation, reverse, valid
 
 

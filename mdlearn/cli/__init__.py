@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -10,6 +12,8 @@ import click
 from mdlearn import __version__
 from mdlearn.errors import MDLearnError, is_out_of_memory
 
+MMAP_MAX, TRIM_THRESHOLD = -4, -1
+"""Parameters of glibc's `mallopt`."""
 VERBS = {
     "demo": "train on bundled frames, simulate, plot: the whole road in five minutes",
     "train": "train a potential on labelled frames",
@@ -63,6 +67,7 @@ def group(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Entry point: runs a verb, and turns what it raises into one line and an exit code."""
     debug = "--debug" in sys.argv[1:2]
+    keep_freed_memory()
     try:
         code = group.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -88,6 +93,19 @@ def main() -> None:
             " run again as `mdlearn --debug ...` and report the traceback"
         )
         sys.exit(1)
+
+
+def keep_freed_memory() -> None:
+    """Has memory that is freed stay with this process until it ends, where the library can.
+
+    Otherwise every large array comes from the kernel, page by page, and goes back: a seventh of the
+    time of a neighbor list for 32,000 atoms, which is of the same size as the one before.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # glibc has it
+            library = ctypes.CDLL(None)
+            library.mallopt(MMAP_MAX, 0)
+            library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _complain(message: str) -> None:

@@ -22,8 +22,8 @@ from mdlearn.system import Evaluation, System
 
 PAIRWISE = (LennardJones, Morse, ZBL)
 """What has loops in `kernels.pairwise`."""
-ROOM_OF_SLOT = 12
-"""Bytes of a neighbor in a row, and in what the row is made from."""
+ROOM_OF_SLOT = 4
+"""Bytes of a neighbor in a row."""
 NO_WALL = 1e6
 """1/Å, of the distance where a wall begins."""
 
@@ -72,10 +72,8 @@ class FrozenPairs(Frozen):
         return Evaluation(*(torch.from_numpy(each) for each in found))
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
-        """See `Frozen`. Rows hold no more than all slots, filled up to whole vectors."""
-        n_species = len(self.species)
-        slots = capacity + n_species * kernel.LANES
-        return n_atoms * (n_species * 8 + slots * ROOM_OF_SLOT)
+        """See `Frozen`. Rows hold no more than all slots."""
+        return n_atoms * (len(self.species) * 8 + capacity * ROOM_OF_SLOT)
 
 
 class FrozenSum(Frozen):
@@ -129,7 +127,7 @@ def _terms(
             p[..., 10:14] = _array(part.rates)
     if whole and functions:
         parameters[0, ..., 0] = 1.0 / _array(potential.wall.start)
-    return kernel.Terms(kinds, parameters, reference)
+    return kernel.Terms(kinds, parameters, reference, potential.cutoff)
 
 
 def _array(tensor: Tensor) -> Array:

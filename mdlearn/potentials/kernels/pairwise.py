@@ -2,9 +2,10 @@
 
 The energy of a pair is the same seen from either atom, so an atom that goes through all of its own
 neighbors has the whole force on it, F_n = sum_k V'(d) r/d, and writes to nobody else: the same bits
-every time, whatever the number of threads. Nothing of a pair is written at all. Rows of neighbors
-are sorted by element, so that parameters are numbers and not arrays, and filled up to whole vectors
-with a point that is too far away to matter.
+every time, whatever the number of threads. Rows of neighbors are sorted by element, so that
+parameters are numbers and not arrays. Of a row those within the cutoff are put together first,
+filled up to whole vectors with one that is too far away to matter; nothing else of a pair is
+written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mdlearn.potentials.kernels.sphere import FASTMATH, Array, Scalar
 LANES = 16
 """Neighbors come in bundles of this."""
 FAR = 1e8
-"""Å, where the point is that fills up rows."""
+"""Å, how far away what fills up a bundle is."""
 LENNARD_JONES, MORSE, ZBL = range(3)
 PARAMETERS = 14
 
@@ -36,12 +37,14 @@ class Terms(NamedTuple):
     ends, and what else it says of two elements."""
     reference: Array
     """(Z,) float64 eV, energies of isolated atoms."""
+    cutoff: float
+    """Å, beyond which there is nothing, nor a wall."""
 
 
 class Rows(NamedTuple):
     """A neighbor list without gaps, in which images of atoms are points of their own.
 
-    Points are the atoms, then the images, then the one that is far away.
+    Points are the atoms, then the images.
     """
 
     first: Array
@@ -75,12 +78,12 @@ def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> 
                 s = shift[n, k]
                 outside += s[0] != 0 or s[1] != 0 or s[2] != 0
     for row in range(1, len(first)):
-        first[row] = first[row - 1] + -(-first[row] // LANES) * LANES
+        first[row] += first[row - 1]
     atom, translation = np.empty(outside, np.int64), np.empty((outside, 3))
     # The images of an atom form a chain.
     latest, earlier = np.full(n_atoms, -1), np.empty(outside, np.int64)
     images = 0
-    near = np.full(first[-1], -1, np.int64)
+    near = np.empty(first[-1], np.uint32)
     filled = first[:-1].copy()
     for n in range(n_atoms):
         for k in range(capacity):
@@ -105,28 +108,22 @@ def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> 
             row = n * n_species + index[other]
             near[filled[row]] = point
             filled[row] += 1
-    for k in range(len(near)):
-        if near[k] < 0:
-            near[k] = n_atoms + images
-    return Rows(first, near.astype(np.uint32), atom[:images].copy(), translation[:images].copy())
+    return Rows(first, near, atom[:images].copy(), translation[:images].copy())
 
 
 @compiled()
 def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
-    """Where all points are, (3, N + images + 1)."""
+    """Where all points are, (N + images, 3)."""
     n_atoms, images = len(positions), len(rows.atom)
-    points = np.empty((3, n_atoms + images + 1))
-    atom, shift = rows.atom, rows.shift
-    for axis in range(3):
-        along = points[axis]
-        for n in range(n_atoms):
-            along[n] = positions[n, axis]
-        for image in range(images):
-            box, s, n = cell[system[atom[image]]], shift[image], atom[image]
-            along[n_atoms + image] = positions[n, axis] + (
+    points = np.empty((n_atoms + images, 3))
+    points[:n_atoms] = positions
+    for image in range(images):
+        n, s = rows.atom[image], rows.shift[image]
+        box = cell[system[n]]
+        for axis in range(3):
+            points[n_atoms + image, axis] = positions[n, axis] + (
                 s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
             )
-        along[n_atoms + images] = FAR
     return points
 
 
@@ -174,6 +171,20 @@ def zbl(d: float, parameters: Array) -> tuple[float, float]:
     return v, -(v + strength * falls) / x * rise * scale
 
 
+@compiled(merge=True)
+def _gather(near: Array, here: int, points: Array, cutoff: float, vectors: Array) -> int:
+    """Vectors (3, K) to the neighbors within the cutoff; how many, filled up to whole bundles."""
+    x, y, z = points[here, 0], points[here, 1], points[here, 2]
+    count, square = 0, cutoff * cutoff
+    for point in near:
+        dx, dy, dz = points[point, 0] - x, points[point, 1] - y, points[point, 2] - z
+        vectors[0, count], vectors[1, count], vectors[2, count] = dx, dy, dz
+        count += not dx * dx + dy * dy + dz * dz >= square  # or the next one takes its place
+    whole = -(-count // LANES) * LANES
+    vectors[:, count:whole] = FAR
+    return whole
+
+
 def _summing(function: Any) -> Any:
     """The loop over some neighbors of one element, for a function of distance V.
 
@@ -182,16 +193,11 @@ def _summing(function: Any) -> Any:
     """
 
     @compiled(fastmath=FASTMATH, error_model="numpy", keep=False)
-    def row(
-        near: Array, here: tuple[float, float, float], points: Array, p: Array
-    ) -> tuple[Scalar, ...]:
+    def row(vectors: Array, count: int, p: Array) -> tuple[Scalar, ...]:
         wall, stiffness, reach = p[0], p[1], 1.0 / p[2]
-        px, py, pz = points[0], points[1], points[2]
-        x0, y0, z0 = here
         energy, x, y, z, xx, yy, zz, xy, xz, yz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for k in range(len(near)):
-            point = near[k]
-            dx, dy, dz = px[point] - x0, py[point] - y0, pz[point] - z0
+        for k in range(count):
+            dx, dy, dz = vectors[0, k], vectors[1, k], vectors[2, k]
             square = dx * dx + dy * dy + dz * dz
             d = math.sqrt(1e-12 if square < 1e-12 else square)
             v, slope = function(d, p)
@@ -246,24 +252,26 @@ def sweep(
     """
     kinds, parameters, reference = terms.kinds, terms.parameters, terms.reference
     n_species = len(reference)
+    widest = 0
+    for rank in range(atoms[0] * n_species, atoms[1] * n_species):
+        widest = max(widest, first[rank + 1] - first[rank])
+    vectors = np.empty((3, widest + LANES))
     for n in range(atoms[0], atoms[1]):
-        here = (points[0, n], points[1, n], points[2, n])
         force, virial = forces[n], virials[n]
         force[:] = 0.0
         virial[:] = 0.0
         energy = 0.0
         for other in range(n_species):
             row = near[first[n * n_species + other] : first[n * n_species + other + 1]]
-            if len(row) == 0:
-                continue
+            count = _gather(row, n, points, terms.cutoff, vectors)
             for t in range(len(kinds)):
                 p = parameters[t, index[n], other]
                 if kinds[t] == LENNARD_JONES:
-                    sums = _lennard_jones(row, here, points, p)
+                    sums = _lennard_jones(vectors, count, p)
                 elif kinds[t] == MORSE:
-                    sums = _morse(row, here, points, p)
+                    sums = _morse(vectors, count, p)
                 else:
-                    sums = _zbl(row, here, points, p)
+                    sums = _zbl(vectors, count, p)
                 v, x, y, z, xx, yy, zz, xy, xz, yz = sums
                 energy += 0.5 * v
                 force[0] += x
