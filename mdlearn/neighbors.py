@@ -183,7 +183,7 @@ def _build_one(system: System, index: int, reach: float, capacity: int) -> Neigh
         valid,
         system.positions.detach(),
         system.cell.detach(),
-        torch.linalg.pinv(system.cell.detach()),
+        torch.linalg.pinv(system.cell.detach()) if cell.any() else system.cell.detach(),
         torch.tensor(reach, dtype=dtype, device=system.positions.device),
     )
 
@@ -291,6 +291,8 @@ def _check_geometry(
 
 def _complete(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Gives open directions a unit vector normal to the others; a periodic one stays what it is."""
+    if not cell.any() and not pbc.any():
+        return np.eye(3)
     full: NDArray[np.float64] = cell.copy()
     for axis in np.flatnonzero(~pbc & (np.abs(cell).max(1) == 0.0)):
         # The right singular vector of the smallest singular value is normal to all other rows.
