@@ -1,10 +1,11 @@
-"""How far the frozen default network is from what this processor can do at best, on one thread.
+"""How far frozen networks are from what this processor can do at best, on one thread.
 
     python benchmarks/floor.py data/water.xyz:192 data/water.xyz:1536 --output floor
 
-Operations are counted from the shapes (additions and multiplications, each as one; roots and
-exponentials are left out), for N atoms with P pairs within the cutoff, each counted from both ends.
-M = 16 harmonics, Z elements, B radial functions, F features, I layers, G Gaunt couplings, H hidden
+The default network, and SchNet with 128 features and 6 interactions. Operations are counted from
+the shapes (additions and multiplications, each as one; roots and exponentials are left out), for N
+atoms with P pairs within the cutoff, each counted from both ends. The default network, with M = 16
+harmonics, Z elements, B radial functions, F features, I layers, G Gaunt couplings, H hidden
 units and V = 3FI invariants; C = ZB channels in the first layer, ZB + F in those after it:
 
     pairs of the first density      P (2MB + 20B)          back  P (8MB + 8B)
@@ -13,6 +14,15 @@ units and V = 3FI invariants; C = ZB channels in the first layer, ZB + F in thos
                                                      back  N M (6CF + 3F + 3F) + 5NGF
     what is said, per atom          N (8MF² + 12F² + 2MF)  back  N (8MF² + 12F² + 6MF)
     energies, per atom              N (2VH + 2V)           back  N (2VH + V)
+
+SchNet, with F features, I layers and H hidden units; six rows of a table make a filter, and only
+one element speaks at the start of a layer:
+
+    how filters are blended, per pair    116 P
+    what is heard, per pair              P 13F             back  P 27F
+    hidden layer and change, per atom    N (4F² + 3F)      back  N (4F² + F)
+    what is said next, per atom          N (2F² + F)       back  N (2F² + F)
+    energies, per atom                   N (2FH + 2F)      back  N (2FH + F)
 
 Bytes are what stands between the loops, written once and read once, and the lists and the weights,
 read once: `Workspace`, `Neighbors` and `Weights` as they are. The floor is the longer one of
@@ -28,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +49,7 @@ import numpy as np
 import peers
 import torch
 from driver_mdlearn import random_network
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from step_time import CUTOFF
 
@@ -47,19 +59,44 @@ from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import equivariant as kernel
+from mdlearn.potentials.kernels import schnet
 from mdlearn.potentials.network import Size
 
-SIZES = Size(32, 2, 12)
+SIZES = {"equivariant": Size(32, 2, 12), "schnet": Size(128, 6, 20)}
 SIDE = 2048
 """Of the matrices."""
 COPIED = 64 * 2**20
 """Numbers in float32 that are copied."""
 
 
+def operations_of_schnet(
+    weights: schnet.Weights, n_atoms: int, n_pairs: int
+) -> list[tuple[str, float]]:
+    """What each stage of `kernels.schnet.sweep` does, in words, and its operations."""
+    n_layers, features, _ = weights.speak.shape
+    hidden = len(weights.out)
+    square = 2.0 * features**2
+
+    def forward(layer: int) -> float:
+        said = square + features if layer + 1 < n_layers else 0.0
+        return n_pairs * 13.0 * features + n_atoms * (2 * square + 3 * features + said)
+
+    listen_back = n_atoms * (2 * square + features)
+    read = n_atoms * (4.0 * features * hidden + 3 * features)
+    stages = [("distances, filters", 116.0 * n_pairs)]
+    stages += [(f"layer {layer + 1}", forward(layer)) for layer in range(n_layers - 1)]
+    stages.append((f"layer {n_layers}, energies", forward(n_layers - 1) + read + listen_back))
+    for layer in reversed(range(n_layers)):
+        count = n_pairs * 27.0 * features
+        count += n_atoms * (square + features) + listen_back if layer else 6.0 * n_pairs
+        stages.append((f"back: layer {layer + 1}", count))
+    return [*stages, ("forces", 27.0 * n_pairs)]
+
+
 def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tuple[str, float]]:
     """What each stage of `kernels.equivariant.sweep` does, in words, and its operations."""
     n_layers, n_species, _ = weights.element.shape
-    features, radial = SIZES.features, SIZES.radial
+    features, radial = SIZES["equivariant"].features, SIZES["equivariant"].radial
     harmonics, couplings = kernel.HARMONICS, len(weights.coupling)
     invariants, hidden = weights.hidden.shape
     across = harmonics * features
@@ -95,7 +132,7 @@ def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tupl
 
 
 class Stages:
-    """Stands in for `kernels.equivariant.sweep` and takes the time of each stage."""
+    """Stands in for the loops of a network and takes the time of each stage."""
 
     def __init__(self, sweep: Callable[..., None]) -> None:
         self.sweep = sweep
@@ -130,18 +167,20 @@ def best_rates() -> tuple[float, float]:
     return 2.0 * SIDE**3 / product, 2.0 * source.nbytes / copy
 
 
-def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[str, Any]]]:
-    """Text and rows about the system that `file:atoms` names."""
+def measure(architecture: str, argument: str, rounds: int) -> tuple[str, list[dict[str, Any]]]:
+    """Text and rows about a network and the system that `file:atoms` names."""
     path, n_atoms = argument.rsplit(":", 1)
     system = to_system(driving.grow(path, int(n_atoms)))
-    network = random_network(system, CUTOFF, "equivariant", SIZES)
+    network = random_network(system, CUTOFF, architecture, SIZES[architecture])
     frozen, neighbors = freeze(network), build(system, CUTOFF, choose_skin(system))
     assert isinstance(frozen, FrozenNetwork)
+    stages = frozen.sweep = Stages(frozen.sweep)
     evaluate(frozen, system, neighbors)
     work = frozen.work
     assert work is not None
     n_pairs = int(work.within.sum())
-    counted = operations(frozen.weights, int(n_atoms), n_pairs)
+    count_of = operations if architecture == "equivariant" else operations_of_schnet
+    counted = count_of(frozen.weights, int(n_atoms), n_pairs)
     lists = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
     read = sum(each.nbytes for each in lists)
     read += sum(each.nbytes for each in frozen.weights if isinstance(each, np.ndarray))
@@ -163,7 +202,7 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
     others = np.array(whole) - np.sum(parts, 1)
     ms = (1e3 * np.median(np.column_stack([parts, others]), 0)).tolist()
     counts = [*counted, ("the rest: Python, sums, copies of results", 0.0)]
-    name = f"{Path(path).stem}, {int(n_atoms):,} atoms, {n_pairs:,} pairs"
+    name = f"{architecture}, {Path(path).stem}, {int(n_atoms):,} atoms, {n_pairs:,} pairs"
     lines = [
         f"{name}: {middle:.3g} ms an evaluation ({low:.3g} to {high:.3g}).",
         "",
@@ -181,6 +220,7 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
         lines.append(f"| {what} | {taken:.3g} | {shown if count else '| |'} |")
         rows.append(
             {
+                "network": architecture,
                 "system": name,
                 "stage": what,
                 "stage_ms": taken,
@@ -200,25 +240,28 @@ def measure(argument: str, rounds: int, stages: Stages) -> tuple[str, list[dict[
 
 def draw(rows: list[dict[str, Any]], about: str, path: Path) -> None:
     """For each system: floors, and the evaluation by stages, in units of the higher floor."""
-    names = list(dict.fromkeys(row["system"] for row in rows))
-    figure = Figure(figsize=(9.0, 2.0 + len(names)), layout="constrained")
-    axis = figure.subplots()
-    for place, name in enumerate(names):
-        own = [row for row in rows if row["system"] == name]
-        floors = (own[0]["operations_floor_ms"], own[0]["bytes_floor_ms"])
-        left = 0.0
-        for index, row in enumerate(own):
-            width = row["stage_ms"] / max(floors)
-            label = None if place else row["stage"]
-            axis.barh(place, width, left=left, height=0.6, color=f"C{index}", label=label)
-            left += width
-        for kind, style, floor in zip(("operations", "bytes"), ("-", ":"), floors, strict=True):
-            at = [floor / max(floors)] * 2
-            label = None if place else f"floor by {kind}"
-            axis.plot(at, [place - 0.45, place + 0.45], f"k{style}", label=label)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("times the floor")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure(figsize=(11.0, 4.0 * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), squeeze=False)[:, 0]
+    for axis, network in zip(axes, networks, strict=True):
+        names = list(dict.fromkeys(row["system"] for row in rows if row["network"] == network))
+        for place, name in enumerate(names):
+            own = [row for row in rows if row["system"] == name]
+            floors = (own[0]["operations_floor_ms"], own[0]["bytes_floor_ms"])
+            left = 0.0
+            for index, row in enumerate(own):
+                width = row["stage_ms"] / max(floors)
+                color = colormaps["tab20"](index % 20)
+                label = None if place else row["stage"]
+                axis.barh(place, width, left=left, height=0.6, color=color, label=label)
+                left += width
+            for kind, style, floor in zip(("operations", "bytes"), ("-", ":"), floors, strict=True):
+                at = [floor / max(floors)] * 2
+                label = None if place else f"floor by {kind}"
+                axis.plot(at, [place - 0.45, place + 0.45], f"k{style}", label=label)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlabel("times the floor")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.suptitle(about, fontsize=6)
     figure.savefig(path, dpi=150)
 
@@ -238,11 +281,9 @@ def main() -> None:
         f" {peers.versions(['mdlearn'], peers.ENVIRONMENTS)}"
     )
     print(about, flush=True)
-    stages = Stages(kernel.sweep)
-    kernel.sweep = stages
     texts, rows = [about], []
-    for argument in options.systems:
-        text, found = measure(argument, options.rounds, stages)
+    for architecture, argument in itertools.product(SIZES, options.systems):
+        text, found = measure(architecture, argument, options.rounds)
         texts.append(text)
         rows += found
         print(f"\n{text}", flush=True)
