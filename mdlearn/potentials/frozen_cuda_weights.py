@@ -45,7 +45,7 @@ def device_weights(network: Equivariant) -> Weights:
         speak=tensor(speak_back.swapaxes(-1, -2)),
         speak_back=tensor(speak_back),
         gate=tensor(host.gate),
-        gate_back=tensor(host.gate.swapaxes(-1, -2)),
+        gate_back=tensor(host.gate_back),
         gate_bias=tensor(host.gate_bias),
         said=tensor(host.said),
         filters=tensor(filters),

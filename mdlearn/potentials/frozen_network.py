@@ -117,6 +117,11 @@ def stacked(values: Sequence[Array]) -> Array:
     return np.ascontiguousarray(np.stack(values))
 
 
+def turned(values: Sequence[Array]) -> Array:
+    """Matrices of layers in one array, for the way back."""
+    return np.ascontiguousarray(np.stack(values).swapaxes(-1, -2))
+
+
 def common_weights(network: Network, parts: int, multiple: int) -> dict[str, Any]:
     """What the loops of all networks know, by name.
 
@@ -131,6 +136,7 @@ def common_weights(network: Network, parts: int, multiple: int) -> dict[str, Any
     return {
         "cutoff": network.cutoff,
         "hidden": np.ascontiguousarray(hidden),
+        "hidden_back": np.ascontiguousarray(hidden.T),
         "hidden_bias": array(head.bias),
         "out": array(head.out.weight)[0] * scale,
         "linear": padded(array(head.linear.weight)[0], 0, parts, multiple) * scale,

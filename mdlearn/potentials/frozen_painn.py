@@ -17,6 +17,7 @@ from mdlearn.potentials.frozen_network import (
     padded,
     square,
     stacked,
+    turned,
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import painn as kernel
@@ -62,14 +63,21 @@ def _weights(network: PaiNN) -> Weights:
         first=padded(array(first), 1, 2, WIDTH),
         speak_start=starts([each.hidden for each in messages]),
         speak_hidden=stacked(speak_hidden),
+        speak_hidden_back=turned(speak_hidden),
         speak_out=stacked(speak_out),
+        speak_out_back=turned(speak_out),
         speak_bias=biases([each.out for each in messages], 3),
         mix=stacked(mix),
+        mix_back=turned(mix),
         own_start=starts([each.response.own for each in updates]),
         own=stacked(own),
+        own_back=turned(own),
         lengths=stacked(lengths),
+        lengths_back=turned(lengths),
         scalars=stacked(scalars),
+        scalars_back=turned(scalars),
         gates=stacked(gates),
+        gates_back=turned(gates),
         gates_bias=biases([each.gates for each in updates], 2),
     )
 

@@ -18,6 +18,7 @@ from mdlearn.potentials.frozen_network import (
     padded,
     square,
     stacked,
+    turned,
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
@@ -50,9 +51,12 @@ def _weights(network: SchNet) -> kernel.Weights:
         tables=bundled(_filters(network), len(interactions), precision),
         start=stacked(start),
         speak=stacked(speak),
+        speak_back=turned(speak),
         inner=stacked(inner),
+        inner_back=turned(inner),
         inner_bias=stacked(bias),
         outer=stacked(outer),
+        outer_back=turned(outer),
     )
 
 

@@ -109,7 +109,7 @@ def read(block: int, index: Array, weights: Any, work: Any) -> None:
         for c in range(len(weights.linear)):
             energy += weights.linear[c] * work.invariants[block, place, c]
         work.energies[began + place] += energy
-    np.dot(hidden, weights.hidden.T, work.invariants[block])
+    np.dot(hidden, weights.hidden_back, work.invariants[block])
     work.invariants[block] += weights.linear
 
 

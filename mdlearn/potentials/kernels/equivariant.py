@@ -183,7 +183,7 @@ def _backward(
                 weight = factors[kind * n : (kind + 1) * n]
                 for c in range(n):
                     row[c] = source[c] * weight[c]
-        np.dot(given, weights.mix[layer, m].T, out)
+        np.dot(given, weights.mix_back[layer, m], out)
         seen[m] += out[:, :channels]
         if layer > 0:
             for atom in range(atoms[0], atoms[1]):
@@ -222,7 +222,7 @@ def _speak_back(
         for c in range(2 * n):
             gates[place, c] *= rises[c]
     work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)] += np.dot(
-        gates, weights.gate[layer].T
+        gates, weights.gate_back[layer]
     )
     functions = np.empty((width, 2 * n), said.dtype)
     for m in range(HARMONICS):

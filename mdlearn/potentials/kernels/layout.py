@@ -34,6 +34,8 @@ class Weights(NamedTuple):
     """(G, 3) int64, product, first factor, second factor."""
     mix: Array
     """(I, M, C + F, 3F), from the density of neighbors and what they say to f, g and h."""
+    mix_back: Array
+    """(I, M, 3F, C + F)"""
     element: Array
     """(I, Z, 3F)"""
     speak: Array
@@ -42,6 +44,8 @@ class Weights(NamedTuple):
     """(I, M, 2F, 2F)"""
     gate: Array
     """(I, 3F, 2F)"""
+    gate_back: Array
+    """(I, 2F, 3F)"""
     gate_bias: Array
     """(I, 2F)"""
     said: Array
@@ -50,6 +54,8 @@ class Weights(NamedTuple):
     """(I, F/16, 2, 256): values and slopes, radial functions by lanes."""
     hidden: Array
     """(V, H)"""
+    hidden_back: Array
+    """(H, V)"""
     hidden_bias: Array
     """(Z, H)"""
     out: Array

@@ -259,10 +259,10 @@ def _update_back(
             product = u[0][c] * u[0][n + c] + u[1][c] * u[1][n + c] + u[2][c] * u[2][n + c]
             to_gates[place, c] = change[place, c] * product
             to_gates[place, n + c] = x[c] * u[0][c] + y[c] * u[1][c] + z[c] * u[2][c]
-    inner = np.dot(change, weights.scalars[layer].T)
-    inner += np.dot(to_gates, weights.gates[layer].T)
+    inner = np.dot(change, weights.scalars_back[layer])
+    inner += np.dot(to_gates, weights.gates_back[layer])
     inner *= work.rises[layer, block]
-    to_lengths = np.dot(inner, weights.lengths[layer].T)
+    to_lengths = np.dot(inner, weights.lengths_back[layer])
     to_mixed = np.empty((3 * width, 2 * n), change.dtype)
     _mix_back(
         mixed.reshape(-1),
@@ -274,8 +274,8 @@ def _update_back(
         n,
         to_mixed.reshape(-1),
     )
-    change += np.dot(inner, weights.own[layer].T)
-    turning += np.dot(to_mixed, weights.mix[layer].T)
+    change += np.dot(inner, weights.own_back[layer])
+    turning += np.dot(to_mixed, weights.mix_back[layer])
     for atom in range(atoms[0], atoms[1]):
         place, heard = atom - atoms[0], work.heard[layer % 2, atom]
         heard[:n] = change[place]
@@ -329,9 +329,9 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
                 back = adjoint[place, (2 + axis) * n + c]
                 spoken[place, 2 * n + c] += back * vectors[row, c]
                 turning[row, c] += back * loudness[place, c]
-    hidden = np.dot(spoken, weights.speak_out[layer].T)
+    hidden = np.dot(spoken, weights.speak_out_back[layer])
     hidden *= work.speak_rises[layer, block]
-    change += np.dot(hidden, weights.speak_hidden[layer].T)
+    change += np.dot(hidden, weights.speak_hidden_back[layer])
 
 
 @compiled(nogil=True)

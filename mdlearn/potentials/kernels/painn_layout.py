@@ -12,11 +12,16 @@ from mdlearn.potentials.kernels.sphere import Array
 
 
 class Weights(NamedTuple):
-    """The network as the loops have it, all in one precision but for what is said to be float64."""
+    """The network as the loops have it, all in one precision but for what is said to be float64.
+
+    What ends in `_back` is the same the other way.
+    """
 
     cutoff: float
     hidden: Array
     """(F, H), of the head, as are"""
+    hidden_back: Array
+    """(H, F)"""
     hidden_bias: Array
     """(Z, H)"""
     out: Array
@@ -42,22 +47,29 @@ class Weights(NamedTuple):
     """(I, Z, F), what the hidden layer of a message is given by the element,"""
     speak_hidden: Array
     """(I, F, F), and by what has changed in the scalars;"""
+    speak_hidden_back: Array
     speak_out: Array
     """(I, F, 3F), what comes of it,"""
+    speak_out_back: Array
     speak_bias: Array
     """(I, 3F)."""
     mix: Array
     """(I, F, 2F), from v to U v and V v."""
+    mix_back: Array
     own_start: Array
     """(I, Z, F), what the hidden layer of an update is given by the element,"""
     own: Array
     """(I, F, F), by what has changed in the scalars,"""
+    own_back: Array
     lengths: Array
     """(I, F, F), and by lengths of vectors;"""
+    lengths_back: Array
     scalars: Array
     """(I, F, F), what scalars have of it,"""
+    scalars_back: Array
     gates: Array
     """(I, F, 2F), what products and vectors are multiplied with."""
+    gates_back: Array
     gates_bias: Array
     """(I, 2F)"""
 

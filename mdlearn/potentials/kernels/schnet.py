@@ -26,6 +26,8 @@ class Weights(NamedTuple):
     cutoff: float
     hidden: Array
     """(F, H), of the head, as are"""
+    hidden_back: Array
+    """(H, F)"""
     hidden_bias: Array
     """(Z, H)"""
     out: Array
@@ -46,12 +48,15 @@ class Weights(NamedTuple):
     """(I, Z, F), what the elements say before anything has changed."""
     speak: Array
     """(I, F, F), from what has changed to what else is said."""
+    speak_back: Array
     inner: Array
     """(I, F, F), from what is heard to the hidden layer,"""
+    inner_back: Array
     inner_bias: Array
     """(I, F),"""
     outer: Array
     """(I, F, F), and from there to the change."""
+    outer_back: Array
 
 
 class Workspace(NamedTuple):
@@ -176,10 +181,10 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     """From the adjoint of what has changed in a block to that of what was heard."""
     change = work.invariants[block]
     width = len(change)
-    hidden = np.dot(change, weights.outer[layer].T)
+    hidden = np.dot(change, weights.outer_back[layer])
     hidden *= work.rises[layer, block]
     heard = work.heard[layer % 2][block * width : (block + 1) * width]
-    np.dot(hidden, weights.inner[layer].T, heard)
+    np.dot(hidden, weights.inner_back[layer], heard)
 
 
 @compiled(nogil=True)
@@ -212,7 +217,7 @@ def sweep(
                 adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
                 _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
                 if layer > 0:
-                    work.invariants[block] += np.dot(adjoint, weights.speak[layer].T)
+                    work.invariants[block] += np.dot(adjoint, weights.speak_back[layer])
                     _listen_back(layer - 1, block, weights, work)
                 else:
                     _point(atoms, work)
