@@ -118,28 +118,59 @@ def at_start(limits: Limits) -> Limits:
     return limits._replace(nearest=WALL_MARGIN)
 
 
-def watch_reach(system: System, limits: Limits | None) -> float:
-    """Å, how near no two atoms of a batch may come, whichever these are. Looks at values."""
-    if limits is None:
-        return 0.0
-    present = system.numbers.unique()
-    return limits.nearest * float(limits.distance[present][:, present].max())
-
-
-def watch(system: System, neighbors: Neighbors, limits: Limits | None) -> Watched:
+def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: float) -> Watched:
     """Pairs of a list that the guard of distance is to look at, each of them once.
 
-    A list that reaches `watch_reach` and a skin has all that can come too near while it is good.
+    All that can come too near while atoms move by no more than skin/2 from where the list was
+    built. Looks at values.
+
+    Args:
+        neighbors: a list that reaches a cutoff and the skin.
+        system: gives the elements.
+        limits: None to watch nothing.
+        skin: Å; infinite to watch all pairs of the list.
     """
-    slots = torch.arange(neighbors.reverse.numel(), device=neighbors.j.device)
-    once = neighbors.valid & (slots.view_as(neighbors.reverse) < neighbors.reverse)
-    n, k = torch.nonzero(once, as_tuple=True)
-    j, shift = neighbors.j[n, k], neighbors.shift[n, k]
+    shift = neighbors.shift
     if limits is None:
-        n, j, shift = n[:0], j[:0], shift[:0]
-        return Watched(n, j, shift, shift[:, 0])
-    nearest = limits.nearest * limits.distance[system.numbers[n], system.numbers[j]]
-    return Watched(n, j, shift, nearest)
+        nothing = neighbors.j.new_empty(0)
+        return Watched(nothing, nothing, shift.new_empty(0, 3), shift.new_empty(0))
+    lists = (neighbors.j, shift, neighbors.reverse, neighbors.valid)
+    places = (neighbors.reference, neighbors.reference_cell, system.system, system.numbers)
+    closest = (limits.distance * limits.nearest).cpu().numpy()
+    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest, skin)
+    slots = torch.from_numpy(chosen).to(shift.device)
+    n = slots // neighbors.j.shape[1]
+    found = (neighbors.j.view(-1)[slots], shift.view(-1, 3)[slots])
+    return Watched(n, *found, torch.from_numpy(nearest).to(shift))
+
+
+@compiled()
+def _choose(
+    lists: tuple[Array, ...], places: tuple[Array, ...], nearest: Array, skin: float
+) -> tuple[Array, Array]:
+    """Which slots `watch` chooses, and how near the atoms of each may come, Å."""
+    others, shift, reverse, valid = lists
+    positions, cell, system, numbers = places
+    n_atoms, capacity = others.shape
+    chosen, count = np.empty(n_atoms * capacity // 2, np.int64), 0
+    for n in range(n_atoms):
+        box = cell[system[n]]
+        for k in range(capacity):
+            if not valid[n, k] or reverse[n, k] < n * capacity + k:
+                continue
+            j, s = others[n, k], shift[n, k]
+            squared = 0.0
+            for axis in range(3):
+                translation = s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
+                squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+            if not squared > (nearest[numbers[n], numbers[j]] + skin) ** 2:
+                chosen[count] = n * capacity + k
+                count += 1
+    limit = np.empty(count)
+    for p in range(count):
+        n = chosen[p] // capacity
+        limit[p] = nearest[numbers[n], numbers[others[n, chosen[p] % capacity]]]
+    return chosen[:count].copy(), limit
 
 
 def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | None) -> Tensor:
@@ -179,7 +210,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
-    return tuple([each.numpy() for each in tensors])
+    return tuple([each.cpu().numpy() for each in tensors])
 
 
 def _shares_by_operations(
@@ -255,7 +286,7 @@ def find_trips(
     state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None
 ) -> list[Trip]:
     """The guards that have tripped, the first one of each system; see `shares`."""
-    watched = watch(state.system, neighbors, limits)
+    watched = watch(neighbors, state.system, limits, math.inf)
     exceeded = ~(shares(state, watched, conserved, limits) <= 1.0)  # True for NaN
     trips = []
     for index in torch.nonzero(exceeded.any(0)).flatten().tolist():

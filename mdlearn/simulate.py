@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
-from mdlearn.guards import Limits, Trip, Watched, find_trips, leap, shares, watch, watch_reach
+from mdlearn.guards import Limits, Trip, Watched, find_trips, leap, shares, watch
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -141,11 +141,8 @@ class Lists(NamedTuple):
     """What is known of who is near whom; of one age."""
 
     neighbors: Neighbors
-    """For the potential."""
-    close: Neighbors
-    """For the guard of distance: a list of its own, and much shorter,"""
     watched: Watched
-    """and what it looks at."""
+    """Pairs that the guard of distance looks at."""
 
 
 class CrashError(UnstableError):
@@ -318,10 +315,7 @@ def simulate(
 
 def _list(dynamics: Dynamics, system: System, neighbors: Neighbors) -> Lists:
     """All lists, from that of the potential."""
-    places = {"positions": neighbors.reference, "cell": neighbors.reference_cell}
-    near = watch_reach(system, dynamics.limits)
-    close = build(system._replace(**places), near, dynamics.skin)
-    return Lists(neighbors, close, watch(system, close, dynamics.limits))
+    return Lists(neighbors, watch(neighbors, system, dynamics.limits, dynamics.skin))
 
 
 def _moved(system: System, neighbors: Neighbors) -> NDArray[Any]:
@@ -333,11 +327,8 @@ def _moved(system: System, neighbors: Neighbors) -> NDArray[Any]:
 def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.bool_]) -> Lists:
     """New lists for the chosen systems, (n_systems,)."""
     chosen = torch.from_numpy(which).to(system.positions.device)
-    near = watch_reach(system, dynamics.limits)
     cutoff, skin = dynamics.potential.cutoff, dynamics.skin
-    neighbors = rebuild(lists.neighbors, system, chosen, cutoff, skin)
-    close = rebuild(lists.close, system, chosen, near, skin)
-    return Lists(neighbors, close, watch(system, close, dynamics.limits))
+    return _list(dynamics, system, rebuild(lists.neighbors, system, chosen, cutoff, skin))
 
 
 def _run_block(
@@ -354,7 +345,7 @@ def _run_block(
         The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
-    neighbors, _, watched = lists
+    neighbors, watched = lists
     ways, used = [], []
     for _ in range(length):
         state = dynamics.step(state, neighbors)
@@ -369,7 +360,7 @@ def _run_block(
 
 def _to_trip(dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> State:
     """The first state of a block in which a guard trips."""
-    neighbors, _, watched = lists
+    neighbors, watched = lists
     share = 0.0
     while share <= 1.0:
         state = dynamics.step(state, neighbors)

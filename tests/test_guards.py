@@ -33,12 +33,11 @@ from mdlearn.guards import (
     shares,
     unfamiliar_atom,
     watch,
-    watch_reach,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.labels import Labels
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import SKIN, build
+from mdlearn.neighbors import SKIN, build, pair_vectors
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.simulate import CRASH_STEPS, CrashError, Dynamics, Snapshot, isolated, simulate, start
 from mdlearn.system import System, concatenate
@@ -397,10 +396,10 @@ def drawn_batch() -> tuple[State, Snapshot, Watched, Limits]:
     strain = 0.01 * torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
     shift = 0.05 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
     kT = torch.tensor([0.03, 0.05], dtype=torch.float64)
-    limits = make_limits([(1, 6, 1.1), (8, 8, 1.3)], [(6, 3.0), (1, 0.5)], kT)
+    limits = make_limits([(1, 6, 2.0), (8, 8, 2.5)], [(6, 3.0), (1, 0.5)], kT)
     dynamics = isolated(potential(), INTEGRATORS["nve"], system)
     snapshot = start(dynamics, system, maxwell_boltzmann(system, 0.04, [5, 6]))
-    watched = watch(system, build(system, watch_reach(system, limits), SKIN), limits)
+    watched = watch(snapshot.neighbors, system, limits, SKIN)
     moved = system._replace(
         positions=system.positions + shift, cell=system.cell + torch.bmm(system.cell, strain)
     )
@@ -408,6 +407,30 @@ def drawn_batch() -> tuple[State, Snapshot, Watched, Limits]:
         system=moved, bath=kT, freedom=torch.tensor([20.0, 9.0]).double()
     )
     return state, snapshot, watched, limits
+
+
+@pytest.mark.parametrize(("skin", "least"), [(0.0, 0), (0.7, 5), (2.0, 20), (torch.inf, 50)])
+def test_all_that_could_come_near_is_watched(skin: float, least: int) -> None:
+    """Once each, with the images of the crystal, and nothing else."""
+    _, snapshot, _, limits = drawn_batch()
+    neighbors, system = snapshot.neighbors, snapshot.state.system
+    there = system._replace(positions=neighbors.reference, cell=neighbors.reference_cell)
+    distance = pair_vectors(there, neighbors).norm(dim=2)
+    z = system.numbers
+    nearest = limits.nearest * limits.distance[z[:, None], z[neighbors.j]]
+    near = neighbors.valid & (distance <= nearest + skin)
+    found = watch(neighbors, system, limits, skin)
+    expected = set()
+    for n, k in torch.nonzero(near).tolist():
+        pair = (n, int(neighbors.j[n, k]), *neighbors.shift[n, k].tolist(), float(nearest[n, k]))
+        expected.add(pair)
+    rows = zip(*(each.tolist() for each in found), strict=True)
+    once = {(n, j, *shift, limit) for n, j, shift, limit in rows}
+    twice = once | {(j, n, *(-s for s in shift), limit) for n, j, *shift, limit in once}
+    assert len(once) == len(found.n)
+    assert twice == expected
+    assert len(expected) == 2 * len(once)
+    assert len(once) >= least
 
 
 def test_one_loop_says_what_operations_say() -> None:

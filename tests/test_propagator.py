@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -242,7 +243,7 @@ class TestDriver:
             dynamics = dynamics_of(random_propagator(push=0.0, longest=9.0), system)
             snapshot = start(dynamics, system, p)
             assert float(kinetic_energy(snapshot.state)) > 0.01
-            watched = watch(system, snapshot.neighbors, dynamics.limits)
+            watched = watch(snapshot.neighbors, system, dynamics.limits, math.inf)
             used = shares(snapshot.state, watched, snapshot.conserved + 9e9, dynamics.limits)
             assert used[3] == 0.0, "nobody knows the energy"
             run = partial(simulate, dynamics, snapshot, steps=2, every=1, observe=lambda _: True)
