@@ -114,7 +114,8 @@ def sum_by_system(values: Tensor, system: System) -> Tensor:
     """Sums a quantity of atoms over each system.
 
     A product with the membership matrix, not a scatter: the same bits every time on every device,
-    and differentiable as often as anyone likes.
+    and differentiable as often as anyone likes. Where there is no number, or an infinite one, in a
+    system, its sum is NaN, and those of others are what they are.
 
     Args:
         values: (n_atoms, ...).
@@ -125,8 +126,10 @@ def sum_by_system(values: Tensor, system: System) -> Tensor:
     """
     if system.cell.shape[0] == 1:
         return values.sum(0, keepdim=True)
-    flat = values.reshape(values.shape[0], -1)
-    return (_members(system).to(values.dtype) @ flat).reshape(-1, *values.shape[1:])
+    members, flat = _members(system).to(values.dtype), values.reshape(values.shape[0], -1)
+    finite = flat.isfinite()  # zero times NaN is NaN
+    sums, lost = members @ torch.where(finite, flat, 0.0), members @ (~finite).to(values.dtype)
+    return torch.where(lost > 0.0, torch.nan, sums).reshape(-1, *values.shape[1:])
 
 
 def largest_by_system(values: Tensor, system: System) -> Tensor:

@@ -244,8 +244,11 @@ def test_the_system_that_tripped_is_named(block: int, monkeypatch: pytest.Monkey
 def test_forces_that_are_no_numbers() -> None:
     network = Holed(SPECIES, REFERENCE_ENERGIES, cutoff=CUTOFF, epsilon=0.0).double()
     dynamics, first = flight(0.5 * fs, network, no_limits(2))
-    with pytest.raises(CrashError, match=r"step 76: the force on atom 1 \(O\) is not a number"):
+    with pytest.raises(
+        CrashError, match=r"step 76: the force on atom 1 \(O\) is not a number"
+    ) as caught:
         simulate(dynamics, first, steps=900, every=900, observe=lambda _: True)
+    assert [each.system for each in caught.value.trips] == [1], "the other one is sound"
 
 
 @pytest.mark.parametrize("ensemble", INTEGRATORS)

@@ -46,6 +46,20 @@ def test_sum_by_system(shape: tuple[int, ...], count: int) -> None:
         torch.testing.assert_close(found[index], expected, rtol=0.0, atol=1e-14)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_stays_in_its_system(value: float) -> None:
+    batch = concatenate([to_system(molecule())] * 3)
+    values = torch.ones(len(batch.numbers), 2, dtype=torch.float64, requires_grad=True)
+    broken = values * torch.ones_like(values)
+    broken[10, 0] = value
+    found = sum_by_system(broken, batch)
+    assert found[1].isnan().tolist() == [True, False]
+    assert found[[0, 2]].tolist() == [[9.0, 9.0]] * 2
+    (gradient,) = torch.autograd.grad(found[0].sum(), values)
+    assert gradient.sum() == 18.0
+    assert not gradient.isnan().any()
+
+
 def test_volume() -> None:
     batch = concatenate([to_system(molecule()), to_system(crystal()), to_system(slab())])
     expected = [0.0, abs(np.linalg.det(crystal().cell.array)), 0.0]
