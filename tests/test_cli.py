@@ -475,13 +475,16 @@ class TestSimulate:
         assert code == 0
         assert "bonds        none of 7 broken; atom 8 had none at the start" in out
 
-    @pytest.mark.parametrize("verb", [["simulate", "--guards", "off"], ["relax"]])
+    @pytest.mark.parametrize(
+        "verb",
+        [["simulate", "--guards", "off", "--steps", "2"], ["relax", "--steps", "2"], ["evaluate"]],
+    )
     def test_surroundings_that_were_never_seen_are_told(
         self, here: Path, run: Run, verb: list[str]
     ) -> None:
         """A molecule of water has the elements of ethanol, and nothing else of it."""
         (here / "bad.xyz").write_text(FRAME)
-        _, _, err = run(verb[0], "run", "bad.xyz", "--steps", "2", *verb[1:])
+        _, _, err = run(verb[0], "run", "bad.xyz", *verb[1:])
         assert "atom 1 (H) has 2 neighbors within 5 Å, where H has" in err
         assert "train with frames like this one" in err
 

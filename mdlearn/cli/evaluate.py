@@ -12,6 +12,7 @@ from rich import table as rich
 from mdlearn.atoms import read_frames, require_species
 from mdlearn.cli.console import out
 from mdlearn.cli.options import verb
+from mdlearn.cli.startup import warn_of_surroundings
 from mdlearn.config import PRECISION, Config
 from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.files import make_run_folder
@@ -47,7 +48,8 @@ def run(config: EvaluateConfig) -> int:
     """Measures and prints."""
     device = choose_device(config.device)
     dtype = PRECISIONS[config.precision]
-    network = load_model(config.model, dtype).network.to(device)
+    model = load_model(config.model, dtype)
+    network = model.network.to(device)
     if config.rotations > 1:
         network = RotationAverage(network, config.rotations).to(device, dtype)
     frames, _ = read_frames(
@@ -60,6 +62,9 @@ def run(config: EvaluateConfig) -> int:
     )
     for frame in frames:
         require_species(network.species, frame.system, frame.name)
+    # Of an atom alone it knows the energy, whatever its training frames were.
+    many = (each for each in frames if len(each.system.numbers) > 1)
+    any(warn_of_surroundings(model.network, each.system, each.name) for each in many)
     if config.plots is not None:
         make_run_folder(config.plots, overwrite=config.overwrite, contents=PICTURES)
     comparison = compare(network, frames)

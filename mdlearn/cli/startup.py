@@ -74,15 +74,18 @@ def relaxed(potential: Evaluable, system: System, mobile: torch.Tensor | None) -
     return found.system
 
 
-def warn_of_surroundings(network: ParametricPotential, system: System) -> None:
-    """Says if a model has never seen anything like a structure."""
+def warn_of_surroundings(network: ParametricPotential, system: System, name: str = "") -> bool:
+    """Says, and returns, if a model has never seen anything like a structure, of some name."""
     neighbors = build(system, network.cutoff)
     odd = unfamiliar_atom(system, neighbors, network.settings.neighbor_counts)
     if odd:
+        where = f"{name}, " if name else ""
         err.print(
-            f"warning     {odd}: the model knows nothing of such surroundings, so do not trust what"
-            " follows; train with frames like this one (mdlearn train FRAMES --from MODEL)"
+            f"warning     {where}{odd}: the model knows nothing of such surroundings, so do not"
+            " trust what follows; train with frames like this one (mdlearn train FRAMES --from"
+            " MODEL)"
         )
+    return odd is not None
 
 
 def with_timestep(
