@@ -110,13 +110,15 @@ def train_and_measure(
         "output": str(output.resolve()),
     }
     request |= {"budget": options.budget, "seed": options.seed, "cutoff": CUTOFF}
+    sizes: dict[str, int] = {}
     if name == "mace":
-        request |= {"numbers": list(species), "channels": options.mace_channels}
-        request |= {"max_l": options.mace_max_l}
+        sizes = {"channels": options.mace_channels, "max_l": options.mace_max_l}
+        request |= {"numbers": list(species), **sizes}
     if name == "nequip":
+        sizes = {"features": options.nequip_features, "layers": options.nequip_layers}
+        sizes |= {"l_max": options.nequip_l_max}
         request |= {"symbols": [chemical_symbols[number] for number in species]}
-        request |= {"features": options.nequip_features, "layers": options.nequip_layers}
-        request |= {"l_max": options.nequip_l_max, "compiled": options.nequip_compiled}
+        request |= {"compiled": options.nequip_compiled, **sizes}
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         log = output / "driver.log"
@@ -125,7 +127,7 @@ def train_and_measure(
             raise RuntimeError(f"{name}: {answer['error']} (see {log})")
         return answer
 
-    result = ask(request)
+    result = ask(request) | {"sizes": sizes}
     result |= {"budget": options.budget, "seed": options.seed, "threads": options.threads}
     result |= {"machine": peers.machine(), "version": peers.versions([name], options.environments)}
     result["tests"] = {}
