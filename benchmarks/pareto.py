@@ -22,6 +22,7 @@ import csv
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from ase import Atoms
 from driver_mdlearn import Run
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from step_time import CUTOFF
 
 from mdlearn.atoms import to_system
@@ -130,7 +132,12 @@ def draw(rows: list[dict[str, Any]], about: str, path: Path) -> None:
     axis.loglog(times, [row["forces_mae_meV_per_A"] for row in front], color="C0", zorder=0)
     axis.set_xlabel(f"ms a step, {rows[0]['atoms']:,} atoms")
     axis.set_ylabel("mean absolute error of forces, meV/Å")
-    figure.suptitle(about, fontsize=6)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.15)
+    figure.suptitle(textwrap.fill(about, 110), fontsize=6)
     figure.savefig(path, dpi=150)
 
 
