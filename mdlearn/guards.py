@@ -204,6 +204,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
                 _arrays(watched),
                 _arrays(known),
                 limits.drift,
+                HOTTEST,
             )
         )
     return _shares_by_operations(state, watched, conserved, limits)
@@ -223,18 +224,18 @@ def _shares_by_operations(
     close = squared.new_zeros(len(system.cell))
     close = close.scatter_reduce(0, system.system[n], nearest.square() / squared, "amax")
     strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
-    hot = kinetic_energy(state) / _largest_kinetic_energy(state.freedom, limits.kT)
+    hot = kinetic_energy(state) / _largest_kinetic_energy(state.freedom, limits.kT, HOTTEST)
     drift = _drift(state, conserved).abs() / limits.drift
     return torch.stack([close, largest_by_system(strong, system), hot, drift])
 
 
-def _largest_kinetic_energy(freedom: Any, kT: Any) -> Any:
+def _largest_kinetic_energy(freedom: Any, kT: Any, hottest: float) -> Any:
     """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
 
     The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
     P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
     """
-    return HOTTEST * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
+    return hottest * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
 
 
 _largest_kinetic_energy_of_one = compiled(inner=True)(_largest_kinetic_energy)
@@ -248,6 +249,7 @@ def _shares(
     watched: tuple[Array, ...],
     limits: tuple[Array, ...],
     drift: float,
+    hottest: float,
 ) -> Array:
     """`shares` in one loop: operations would be half of a step of a small system."""
     positions, cell, system = places
@@ -272,7 +274,7 @@ def _shares(
         counts[s] += 1.0
     for s in range(len(cell)):
         moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
-        hot[s] /= _largest_kinetic_energy_of_one(freedom[s], kT[s])
+        hot[s] /= _largest_kinetic_energy_of_one(freedom[s], kT[s], hottest)
     return shares
 
 
@@ -404,7 +406,7 @@ def _hot(state: State, index: int, limits: Limits) -> Trip:
     n, most = _most(state, index, per_atom)
     kelvin = 2.0 / (float(state.freedom[index]) * kB)
     value = float(kinetic_energy(state)[index]) * kelvin
-    limit = float(_largest_kinetic_energy(state.freedom, limits.kT)[index]) * kelvin
+    limit = float(_largest_kinetic_energy(state.freedom, limits.kT, HOTTEST)[index]) * kelvin
     return _trip(
         state,
         n,

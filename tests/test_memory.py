@@ -134,7 +134,7 @@ def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
             assert room == sum(each.nbytes for each in part.work)
         if isinstance(part, FrozenPairs):
             assert part.rows is not None
-            used = part.rows.first.nbytes + 3 * part.rows.near.nbytes  # they were int64 first
+            used = part.rows.first.nbytes + part.rows.near.nbytes
             assert 0.5 * room < used <= room
     assert frozen.workspace(*neighbors.j.shape) == sum(
         part.workspace(*neighbors.j.shape) for part in parts
