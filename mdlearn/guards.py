@@ -122,7 +122,7 @@ def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: flo
     """Pairs of a list that the guard of distance is to look at, each of them once.
 
     All that can come too near while atoms move by no more than skin/2 from where the list was
-    built. Looks at values.
+    built; a limit beyond the cutoff, where nothing is felt, counts from there. Looks at values.
 
     Args:
         neighbors: a list that reaches a cutoff and the skin.

@@ -203,7 +203,7 @@ def _lay_out(
     search walked its cells. Atoms that hand over their entries in turn bring it about, but for
     images of the same atom.
     """
-    # Halves of the memory are halves of the time: who has entries for 64 bits has other worries.
+    # 32 bits do: a list of 2³¹ slots would be larger than any memory.
     first, counts = np.zeros(n_atoms + 1, np.int64), np.zeros(n_atoms, np.int64)
     for p in range(len(i)):
         counts[i[p]] += 1
