@@ -1,8 +1,8 @@
-"""Guards: what no sound simulation exceeds, and who did when one has.
+"""Guards: what no sound simulation exceeds.
 
 `shares` belongs to a step: fixed shapes, and nothing waits for a value. The driver keeps the
-largest that it has seen in a block and looks once, at the end. Everything else looks at values, and
-names the atom once a guard has tripped.
+largest that it has seen in a block and looks once, at the end. Everything else looks at values.
+Who did it, once a guard has tripped, is for `trips` to say.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.jit import compiled
-from mdlearn.neighbors import Neighbors, pair_vectors
+from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
@@ -77,19 +77,6 @@ class Watched(NamedTuple):
     """(pairs, 3), and the lattice translation of that."""
     nearest: Tensor
     """(pairs,) Å, how near they may come."""
-
-
-class Trip(NamedTuple):
-    """A guard that has tripped."""
-
-    step: int
-    system: int
-    atom: int
-    """Of that system, from 0."""
-    value: float
-    limit: float
-    text: str
-    """What happened: atom, element, value, limit, unit."""
 
 
 def make_limits(
@@ -158,11 +145,8 @@ def _choose(
         for k in range(capacity):
             if not valid[n, k] or reverse[n, k] < n * capacity + k:
                 continue
-            j, s = others[n, k], shift[n, k]
-            squared = 0.0
-            for axis in range(3):
-                translation = s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
-                squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+            j = others[n, k]
+            squared = _squared(positions, n, j, shift[n, k], box)
             if not squared > (nearest[numbers[n], numbers[j]] + skin) ** 2:
                 chosen[count] = n * capacity + k
                 count += 1
@@ -189,7 +173,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
         where there is no number.
     """
     if limits is None:
-        return _drift(state, conserved).abs()[None] / LARGEST_DRIFT
+        return drift_per_atom(state, conserved).abs()[None] / LARGEST_DRIFT
     system, evaluation = state.system, state.evaluation
     if system.positions.device.type == "cpu":
         places = (system.positions, system.cell, system.system)
@@ -224,12 +208,18 @@ def _shares_by_operations(
     close = squared.new_zeros(len(system.cell))
     close = close.scatter_reduce(0, system.system[n], nearest.square() / squared, "amax")
     strong = state.evaluation.forces.square().sum(1) / limits.force[system.numbers].square()
-    hot = kinetic_energy(state) / _largest_kinetic_energy(state.freedom, limits.kT, HOTTEST)
-    drift = _drift(state, conserved).abs() / limits.drift
+    hot = kinetic_energy(state) / largest_kinetic_energy(state, limits)
+    drift = drift_per_atom(state, conserved).abs() / limits.drift
     return torch.stack([close, largest_by_system(strong, system), hot, drift])
 
 
-def _largest_kinetic_energy(freedom: Any, kT: Any, hottest: float) -> Any:
+def largest_kinetic_energy(state: State, limits: Limits) -> Tensor:
+    """What equilibrium never has, (n_systems,) eV."""
+    largest: Tensor = _largest(state.freedom, limits.kT, HOTTEST)
+    return largest
+
+
+def _largest(freedom: Any, kT: Any, hottest: float) -> Any:
     """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
 
     The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
@@ -238,7 +228,7 @@ def _largest_kinetic_energy(freedom: Any, kT: Any, hottest: float) -> Any:
     return hottest * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
 
 
-_largest_kinetic_energy_of_one = compiled(inner=True)(_largest_kinetic_energy)
+_largest_of_one = compiled(inner=True)(_largest)
 
 
 @compiled(error_model="numpy")
@@ -260,11 +250,8 @@ def _shares(
     shares, counts = np.zeros((4, len(cell))), np.zeros(len(cell))
     close, strong, hot, moved = shares[0], shares[1], shares[2], shares[3]
     for p in range(len(first)):
-        n, j, (a, b, c) = first[p], second[p], (shift[p, 0], shift[p, 1], shift[p, 2])
-        box, squared = cell[system[n]], 0.0
-        for axis in range(3):
-            translation = a * box[0, axis] + b * box[1, axis] + c * box[2, axis]
-            squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+        n = first[p]
+        squared = _squared(positions, n, second[p], shift[p], cell[system[n]])
         close[system[n]] = _larger(close[system[n]], nearest[p] ** 2 / squared)
     for n in range(len(system)):
         s, f, p = system[n], forces[n], momenta[n]
@@ -274,46 +261,24 @@ def _shares(
         counts[s] += 1.0
     for s in range(len(cell)):
         moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
-        hot[s] /= _largest_kinetic_energy_of_one(freedom[s], kT[s], hottest)
+        hot[s] /= _largest_of_one(freedom[s], kT[s], hottest)
     return shares
+
+
+@compiled()
+def _squared(positions: Array, n: int, j: int, shift: Array, box: Array) -> float:
+    """The square of the distance of an image of atom j from atom n, Å²."""
+    squared = 0.0
+    for axis in range(3):
+        translation = shift[0] * box[0, axis] + shift[1] * box[1, axis] + shift[2] * box[2, axis]
+        squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+    return squared
 
 
 @compiled()
 def _larger(one: float, other: float) -> float:
     """NaN if any of the two is."""
     return other if other > one or math.isnan(other) else one
-
-
-def find_trips(
-    state: State, neighbors: Neighbors, conserved: Tensor, limits: Limits | None
-) -> list[Trip]:
-    """The guards that have tripped, the first one of each system; see `shares`."""
-    watched = watch(neighbors, state.system, limits, math.inf)
-    exceeded = ~(shares(state, watched, conserved, limits) <= 1.0)  # True for NaN
-    trips = []
-    for index in torch.nonzero(exceeded.any(0)).flatten().tolist():
-        guard = int(torch.nonzero(exceeded[:, index])[0]) + 4 - len(exceeded)
-        if limits is None or guard == 3:
-            trips.append(_torn(state, index, float(_drift(state, conserved)[index])))
-        elif guard == 0:
-            trips.append(_close(state, index, neighbors, limits))
-        elif guard == 1:
-            trips.append(_strong(state, index, limits))
-        else:
-            trips.append(_hot(state, index, limits))
-    return trips
-
-
-def leap(state: State, trial: State, index: int, limit: float) -> Trip:
-    """The atom of a system that moved further in one step than a neighbor list can follow, Å."""
-    distance = (trial.system.positions - state.system.positions).norm(dim=1)
-    n, _ = _most(state, index, distance)  # of a NaN, if there is one
-    value = float(distance[n])
-    if math.isfinite(value):
-        text = f"{_name(state, n)} moved {value:.2f} Å in one step (limit {limit:.2f} Å)"
-    else:
-        text = f"{_name(state, n)} has no finite position: the force on it was not a number"
-    return _trip(trial, n, value, limit, text)
 
 
 def unfamiliar_atom(
@@ -354,97 +319,7 @@ def lonely_atoms(system: System, neighbors: Neighbors) -> list[int]:
     return found
 
 
-def _drift(state: State, conserved: Tensor) -> Tensor:
+def drift_per_atom(state: State, conserved: Tensor) -> Tensor:
     """How far the conserved energy has moved, (n_systems,) eV per atom."""
     n_atoms = sum_by_system(torch.ones_like(state.system.masses), state.system)
     return (conserved_energy(state) - conserved) / n_atoms
-
-
-def _nearest(state: State, neighbors: Neighbors, limits: Limits) -> Tensor:
-    """How near the atoms of each pair may come, (n_atoms, K) Å."""
-    numbers = state.system.numbers
-    return limits.nearest * limits.distance[numbers[:, None], numbers[neighbors.j]]
-
-
-def _close(state: State, index: int, neighbors: Neighbors, limits: Limits) -> Trip:
-    mine = state.system.system == index
-    distance = pair_vectors(state.system, neighbors).norm(dim=2)  # (n_atoms, K)
-    nearest = _nearest(state, neighbors, limits)
-    share = torch.where(mine[:, None], nearest / distance, 0.0)
-    n, k = divmod(int(share.argmax()), share.shape[1])
-    value, limit = float(distance[n, k]), float(nearest[n, k])
-    n, m = sorted((n, int(neighbors.j[n, k])))
-    known = f", {limits.nearest:g} of the shortest in the training frames"
-    return _trip(
-        state,
-        n,
-        value,
-        limit,
-        f"{_name(state, n)} and {_name(state, m)} are {value:.3f} Å apart (limit {limit:.3f} Å"
-        f"{known if limit > limits.nearest * UNSEEN else ''})",
-    )
-
-
-def _strong(state: State, index: int, limits: Limits) -> Trip:
-    size, limit_of = state.evaluation.forces.norm(dim=1), limits.force[state.system.numbers]
-    n, _ = _most(state, index, size / limit_of)
-    value, limit = float(size[n]), float(limit_of[n])
-    if math.isnan(value):
-        return _trip(state, n, value, limit, f"the force on {_name(state, n)} is not a number")
-    return _trip(
-        state,
-        n,
-        value,
-        limit,
-        f"the force on {_name(state, n)} is {value:.3g} eV/Å (limit {limit:.3g} eV/Å; the model was"
-        " trained on smaller ones)",
-    )
-
-
-def _hot(state: State, index: int, limits: Limits) -> Trip:
-    per_atom = state.momenta.square().sum(1) / (2.0 * state.system.masses)
-    n, most = _most(state, index, per_atom)
-    kelvin = 2.0 / (float(state.freedom[index]) * kB)
-    value = float(kinetic_energy(state)[index]) * kelvin
-    limit = float(_largest_kinetic_energy(state.freedom, limits.kT, HOTTEST)[index]) * kelvin
-    return _trip(
-        state,
-        n,
-        value,
-        limit,
-        f"the temperature is {value:.0f} K (limit {limit:.0f} K, which no fluctuation reaches);"
-        f" {_name(state, n)} is the fastest, with {most:.2g} eV",
-    )
-
-
-def _torn(state: State, index: int, drift: float) -> Trip:
-    n, force = _most(state, index, state.evaluation.forces.norm(dim=1))
-    return _trip(
-        state,
-        n,
-        drift,
-        LARGEST_DRIFT,
-        f"the conserved energy has moved by {drift:.2g} eV per atom (limit {LARGEST_DRIFT} eV);"
-        f" the largest force, {force:.3g} eV/Å, is on {_name(state, n)}",
-    )
-
-
-def _most(state: State, index: int, values: Tensor) -> tuple[int, float]:
-    """The atom of a system that has most of something (or what is not a number), and how much."""
-    n = int(torch.where(state.system.system == index, values, -1.0).argmax())
-    return n, float(values[n])
-
-
-def _trip(state: State, n: int, value: float, limit: float, text: str) -> Trip:
-    system = int(state.system.system[n])
-    return Trip(state.step, system, _own(state, n), value, limit, text)
-
-
-def _own(state: State, n: int) -> int:
-    """The index of an atom in its own system."""
-    return n - int((state.system.system < state.system.system[n]).sum())
-
-
-def _name(state: State, n: int) -> str:
-    """An atom as messages call it, as in `atom 3 (O)`."""
-    return f"atom {_own(state, n)} ({chemical_symbols[int(state.system.numbers[n])]})"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
-from mdlearn.guards import Limits, Trip, Watched, find_trips, leap, shares, watch
+from mdlearn.guards import Limits, Watched, shares, watch
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -35,6 +35,7 @@ from mdlearn.momenta import inertia, noise, rank
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
 from mdlearn.potentials.evaluate import Evaluable, evaluate
 from mdlearn.system import Evaluation, System, sum_by_system
+from mdlearn.trips import Trip, find_trips, leap
 
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.

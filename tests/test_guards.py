@@ -27,7 +27,6 @@ from mdlearn.guards import (
     Watched,
     _shares_by_operations,
     at_start,
-    find_trips,
     lonely_atoms,
     make_limits,
     shares,
@@ -43,6 +42,7 @@ from mdlearn.simulate import CRASH_STEPS, CrashError, Dynamics, Snapshot, isolat
 from mdlearn.system import System, concatenate
 from mdlearn.training.dataset import make_example
 from mdlearn.training.statistics import largest_forces, neighbor_counts
+from mdlearn.trips import find_trips
 from mdlearn.units import fs, kB
 
 INTEGRATOR = INTEGRATORS["langevin"]

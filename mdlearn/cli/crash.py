@@ -17,10 +17,11 @@ from mdlearn import units
 from mdlearn.cli.ensembles import SimulateConfig
 from mdlearn.errors import UnstableError
 from mdlearn.files import write_atomically
-from mdlearn.guards import Trip, at_start, find_trips
+from mdlearn.guards import at_start
 from mdlearn.simulate import CrashError, Dynamics, Snapshot
 from mdlearn.system import select, split
 from mdlearn.timestep import fastest_period
+from mdlearn.trips import Trip, find_trips
 
 COARSE, FINE = 1 / 10, 1 / 20
 """A time step above this share of the fastest period is taken for the cause; one to be advised."""
