@@ -636,6 +636,11 @@ class TestSimulate:
             last = int(trajectory.restart()["step"])
             assert trajectory.steps[-1] == last - last % 5
         assert run("simulate", "--resume", "start-traj.h5", "--steps", last + 5)[0] == 0
+        before = Path("start-traj.h5").read_bytes()
+        code, _, err = run("simulate", "--resume", "start-traj.h5", "--steps", last)
+        assert code == 2
+        assert f"at step {last + 5} already, and the run was to end at step {last}" in err
+        assert Path("start-traj.h5").read_bytes() == before
 
 
 def test_only_one_network_tells_mirror_images_apart(run: Run, here: Path) -> None:

@@ -236,6 +236,11 @@ def _resume(wanted: SimulateConfig) -> Setup:
             "device": wanted.device,
         }
     )
+    if config.target < int(restart["step"]):
+        raise UsageError(
+            f"{wanted.resume}: at step {int(restart['step'])} already, and the run was to end at"
+            f" step {config.target}; give a later end by --steps or --time, or more by --extend"
+        )
     assert config.model is not None
     model = _load(config)
     if sha256(model.path) != model_sha256:
