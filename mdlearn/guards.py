@@ -265,7 +265,7 @@ def _shares(
     return shares
 
 
-@compiled()
+@compiled(inner=True)
 def _squared(positions: Array, n: int, j: int, shift: Array, box: Array) -> float:
     """The square of the distance of an image of atom j from atom n, Å²."""
     squared = 0.0
@@ -275,7 +275,7 @@ def _squared(positions: Array, n: int, j: int, shift: Array, box: Array) -> floa
     return squared
 
 
-@compiled()
+@compiled(inner=True)
 def _larger(one: float, other: float) -> float:
     """NaN if any of the two is."""
     return other if other > one or math.isnan(other) else one

@@ -42,8 +42,10 @@ def compiled(
         nogil: other threads may run Python meanwhile.
         error_model: `python` raises where a number is divided by zero, `numpy` does not.
         keep: on disk; not what is made from other functions.
-        inner: only called by compiled functions. What would unpack arguments that Python passes is
-            larger than most functions, and not made then.
+        inner: only called by compiled functions, and made a part of each of them; so it is nothing
+            to its bits in which process it was compiled. What is called by name is linked to code
+            of that name: where it has just been compiled, to its own, and where its caller was
+            loaded from disk, to what was optimized once more along with that.
         merge: with the function that calls it, and with its options for `fastmath`. A caller is
             compiled together with all that it calls, once more after that was compiled by itself:
             what has a single caller need not be.
@@ -58,6 +60,7 @@ def compiled(
                 nogil=nogil,
                 error_model=error_model,
                 inline="always" if merge else "never",
+                forceinline=inner,
                 no_cpython_wrapper=inner or merge,
                 no_cfunc_wrapper=True,
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import velocity_verlet
+from mdlearn.jit import compiled
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
@@ -27,12 +28,30 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Frozen, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
-from mdlearn.potentials.kernels.sphere import harmonics, pull_back, tangents
+from mdlearn.potentials.kernels import sphere
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
 from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
+
+
+@compiled(keep=False)
+def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) -> None:
+    sphere.harmonics(x, y, z, p, table, out)
+
+
+@compiled(keep=False)
+def tangents(p: Array, table: Array, out: Array) -> None:
+    sphere.tangents(p, table, out)
+
+
+@compiled(keep=False)
+def pull_back(
+    x: float, y: float, z: float, t: Array, s: Array, table: Array
+) -> tuple[float, float, float]:
+    return sphere.pull_back(x, y, z, t, s, table)
 
 
 def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:

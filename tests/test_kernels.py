@@ -12,8 +12,8 @@ from mdlearn.lanes import WIDTH, load, store, total
 from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
 from mdlearn.potentials.kernels.activation import shifted_softplus, silu
-from mdlearn.potentials.kernels.sphere import Array
-from mdlearn.potentials.kernels.spline import ROWS, blend, filtered, filtered_both
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.spline import ROWS, blend_once, filtered, filtered_both
 
 
 @compiled(keep=False)
@@ -93,7 +93,7 @@ def test_a_table_is_its_function(dtype: torch.dtype) -> None:
     steepest = 30.0 * float(frequencies.max())
     for y in (0.0, 1e-9, 0.1234, 0.5, 0.87, 1.0):
         # Times an envelope of 0.8 that rises by 0.6, at a distance of 3 y.
-        place = blend(y, 1.0 / 3.0, 0.8, 0.6, intervals, np.empty(ROWS), weights)
+        place = blend_once(y, 1.0 / 3.0, 0.8, 0.6, intervals, np.empty(ROWS), weights)
         look_up(rows.reshape(-1), place, weights, out.reshape(-1))
         value = torch.sin(frequencies * y + 0.3).numpy()
         slope = (frequencies * torch.cos(frequencies * y + 0.3)).numpy()

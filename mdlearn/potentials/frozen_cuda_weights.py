@@ -11,7 +11,7 @@ from torch import Tensor
 from mdlearn.potentials.equivariant import DEGREE, Equivariant
 from mdlearn.potentials.frozen_equivariant import loop_weights
 from mdlearn.potentials.kernels import layout
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.triton_atoms import POINTS
 from mdlearn.potentials.kernels.triton_layout import Weights
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid

@@ -18,7 +18,7 @@ from mdlearn.potentials.frozen_network import (
 )
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import layout
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid
 
@@ -83,22 +83,19 @@ def loop_weights(network: Equivariant) -> layout.Weights:
     n_features = mixing.shape[-1] // 3
     spoken = stack(speak, (n_harmonics, 2 * n_features, 2 * n_features))
     gates = stack(gate, (3 * n_features, 2 * n_features))
-    couples, coupling = _gaunt()
-    root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
-    damping = network.damping.double().numpy()
+    couples, coupling = couplings()
     return layout.Weights(
         **common_weights(network, 3 * settings.interactions, layout.LANES),
         stretch=ChebyshevBasis.stretch,
         near=equivariant.NEAR,
         radial=radial,
         frequency_weight=np.pad(network.smoothness.double().numpy(), (0, layout.LANES - radial)),
-        table=np.concatenate([damping, damping * root, degree, (-1.0) ** degree]).astype(
-            near.dtype
-        ),
+        table=harmonic_table(network).astype(near.dtype),
         coupling=coupling.astype(near.dtype),
         couples=couples,
         mix=mixing,
-        mix_back=turned(mixing),
+        seen_back=turned(mixing[:, :, :channels]),
+        told_back=turned(mixing[:, :, channels:]),
         element=stack(element, ()),
         speak=np.ascontiguousarray(np.stack(np.split(spoken, 2, -1), 1)),
         speak_back=turned(spoken),
@@ -110,7 +107,15 @@ def loop_weights(network: Equivariant) -> layout.Weights:
     )
 
 
-def _gaunt() -> tuple[NDArray[np.int64], Array]:
+def harmonic_table(network: Equivariant) -> Array:
+    """(64,) float64 of harmonics, see `kernels.sphere.harmonics`."""
+    degree = np.array(degrees(DEGREE))
+    root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
+    damping = network.damping.double().numpy()
+    return np.concatenate([damping, damping * root, degree, (-1.0) ** degree])
+
+
+def couplings() -> tuple[NDArray[np.int64], Array]:
     """Which harmonics (G, 3) couple, the product first, and how strongly (G,)."""
     points, weights = sphere_grid()
     harmonics = SphericalHarmonics(DEGREE)(torch.from_numpy(points))[0].numpy()
@@ -124,7 +129,7 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
     n_layers, n_harmonics, width, columns = weights.mix.shape
     n, dtype = columns // 3, weights.mix.dtype
     channels, bundles = width - n, n // layout.LANES
-    block = min(BLOCK, n_atoms)
+    block = min(BLOCK, n_atoms + n_atoms % 2)  # their features fill lanes
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:

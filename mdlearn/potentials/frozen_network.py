@@ -14,7 +14,7 @@ from mdlearn.lanes import WIDTH
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS

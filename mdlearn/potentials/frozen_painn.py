@@ -22,7 +22,7 @@ from mdlearn.potentials.frozen_network import (
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import painn as kernel
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.painn import SOFTNESS, Message, PaiNN, Update
 from mdlearn.potentials.pairs import ChebyshevBasis
 

@@ -14,7 +14,7 @@ from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels import pairwise as kernel
 from mdlearn.potentials.kernels.atoms import total
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS

@@ -22,7 +22,7 @@ from mdlearn.potentials.frozen_network import (
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.schnet import Interaction, SchNet
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mdlearn.lanes import WIDTH
-from mdlearn.potentials.kernels.sphere import Array
-from mdlearn.potentials.kernels.spline import ROWS, blend
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.spline import ROWS, blend_once
 
 TOLERANCE = {torch.float32: 5e-7, torch.float64: 1e-12}
 """By how much a table may be off, as a share of its largest value. Slopes are off by about twenty
@@ -56,7 +56,7 @@ def _error(function: Callable[[Tensor], Tensor], rows: Array, t: float) -> float
     intervals = len(rows) - ROWS + 1
     exact = function((torch.arange(intervals, dtype=torch.float64) + t) / intervals).numpy()
     weights = np.empty(2 * ROWS)
-    blend(t / intervals, 1.0, 1.0, 0.0, intervals, np.empty(ROWS), weights)
+    blend_once(t / intervals, 1.0, 1.0, 0.0, intervals, np.empty(ROWS), weights)
     found = sum(weights[i] * rows[i : i + intervals] for i in range(ROWS))
     return float(np.abs(found - exact).max() / max(np.abs(exact).max(), 1e-300))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlearn.jit import compiled
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array, clear
 
 
 class Inputs(NamedTuple):
@@ -76,7 +76,7 @@ def look(
     work.energies[n] = energy + weights.reference[index[n]]
 
 
-@compiled()
+@compiled(inner=True)
 def envelope(u: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.pairs`, and its derivative."""
     u = u if u < 1.0 else 1.0
@@ -109,8 +109,11 @@ def read(block: int, index: Array, weights: Any, work: Any) -> None:
         for c in range(len(weights.linear)):
             energy += weights.linear[c] * work.invariants[block, place, c]
         work.energies[began + place] += energy
-    np.dot(hidden, weights.hidden_back, work.invariants[block])
-    work.invariants[block] += weights.linear
+    adjoint = work.invariants[block]
+    np.dot(hidden, weights.hidden_back, adjoint)
+    for place in range(width):
+        for c in range(len(weights.linear)):
+            adjoint[place, c] += weights.linear[c]
 
 
 @compiled(inner=True)
@@ -119,7 +122,7 @@ def push(n: int, reverse: Array, work: Any) -> None:
     fx, fy, fz = 0.0, 0.0, 0.0
     slope = work.slope.reshape(-1, 3)
     virial = work.virials[n]
-    virial[:] = 0.0
+    clear(virial)
     for k in range(work.within[n]):
         slot = work.slots[n, k]
         g, back = work.slope[n, slot], slope[reverse[n, slot]]
@@ -147,5 +150,7 @@ def total(system: Array, cell: Array, energies: Array, virials: Array) -> tuple[
         a, b, c = cell[s, 0], cell[s, 1], cell[s, 2]
         normal = (b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0])
         volume = abs(a[0] * normal[0] + a[1] * normal[1] + a[2] * normal[2])
-        stress[s] /= volume if volume > 0.0 else np.nan
+        for axis in range(3):
+            for other in range(3):
+                stress[s, axis, other] /= volume if volume > 0.0 else np.nan
     return energy, stress

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, load, store
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
@@ -20,33 +21,42 @@ from mdlearn.potentials.kernels.neighborhood import (
     hear,
     hear_back,
 )
-from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array
+from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.sphere import HARMONICS
 
 
-@compiled(fastmath=FASTMATH, inner=True)
-def _multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) -> None:
-    """The product of functions on the sphere, (M, W F): fg_i = sum G_ijk f_j g_k."""
-    fg[:] = 0.0
-    for e in range(len(coupling)):
-        w = coupling[e]
-        row, x, y = fg[couples[e, 0]], f[couples[e, 1]], g[couples[e, 2]]
-        for c in range(len(row)):
-            row[c] += w * x[c] * y[c]
+@compiled(inner=True)
+def multiply(f: Array, g: Array, coupling: Array, couples: Array, fg: Array) -> None:
+    """Adds the product of functions on the sphere, (M, C): fg_i += sum G_ijk f_j g_k.
+
+    Columns are a multiple of `WIDTH`. Gaunt coefficients are symmetric; so from the adjoint v of a
+    product those of its factors are vg and vf.
+    """
+    columns = f.shape[1]
+    x, y, out = f.reshape(-1), g.reshape(-1), fg.reshape(-1)
+    for c in range(0, columns, WIDTH):
+        e = 0
+        for i in range(HARMONICS):
+            total = load(out, i * columns + c)
+            while e < len(coupling) and couples[e, 0] == i:
+                one, other = couples[e, 1] * columns + c, couples[e, 2] * columns + c
+                total = total + coupling[e] * load(x, one) * load(y, other)
+                e += 1
+            store(out, i * columns + c, total)
 
 
-@compiled(fastmath=FASTMATH, inner=True)
-def _multiply_back(
-    f: Array, g: Array, back: Array, coupling: Array, couples: Array, to_f: Array, to_g: Array
-) -> None:
-    """From the adjoint of the product of `_multiply`, adds those of its factors."""
-    for e in range(len(coupling)):
-        w = coupling[e]
-        i, j, k = couples[e, 0], couples[e, 1], couples[e, 2]
-        v, x, y, row, other = back[i], f[j], g[k], to_f[j], to_g[k]
-        for c in range(len(v)):
-            t = w * v[c]
-            row[c] += t * y[c]
-            other[c] += t * x[c]
+@compiled(inner=True)
+def _flat(functions: Array) -> Array:
+    """(M, W, F) -> (M, W F)."""
+    return functions.reshape(HARMONICS, -1)
+
+
+@compiled(inner=True)
+def _put(rows: Array, out: Array, first: int) -> None:
+    """Copies rows into the columns of others from the first on; for compilation, see `clear`."""
+    for place in range(rows.shape[0]):
+        for c in range(rows.shape[1]):
+            out[place, first + c] = rows[place, c]
 
 
 @compiled(merge=True)
@@ -60,14 +70,17 @@ def _forward(
     seen, dtype = work.seen[block], mixed.dtype
     channels = seen.shape[2]
     told = np.zeros((HARMONICS, width, n), dtype)
+    density = np.empty((width, channels + n), dtype)
     if layer > 0:
         hear(layer - 1, atoms, j, weights, work, told)
-    density = np.empty((width, channels + n), dtype)
     out = np.empty((width, 3 * n), dtype)
     for m in range(HARMONICS):
-        density[:, :channels] = seen[m]
-        density[:, channels:] = told[m]
-        np.dot(density, weights.mix[layer, m], out)
+        if layer == 0:
+            np.dot(seen[m], weights.mix[layer, m, :channels], out)
+        else:
+            _put(seen[m], density, 0)
+            _put(told[m], density, channels)
+            np.dot(density, weights.mix[layer, m], out)
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
             for kind in range(3):
@@ -76,22 +89,19 @@ def _forward(
                 for c in range(n):
                     row[c] = source[c] * weight[c]
     f, g, h = mixed[0], mixed[1], mixed[2]
-    _multiply(
-        f.reshape(HARMONICS, -1),
-        g.reshape(HARMONICS, -1),
-        weights.coupling,
-        weights.couples,
-        product.reshape(HARMONICS, -1),
-    )
-    triple = product[0] * h[0]
-    for m in range(1, HARMONICS):
-        triple += product[m] * h[m]
-    given = np.empty((width, 3 * n), dtype)
-    given[:, :n] = f[0]
-    given[:, n : 2 * n] = product[0]
-    given[:, 2 * n :] = triple
-    given[atoms[1] - atoms[0] :] = 0.0
-    work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)] = given
+    clear(product)
+    multiply(_flat(f), _flat(g), weights.coupling, weights.couples, _flat(product))
+    given, invariants = np.zeros((width, 3 * n), dtype), work.invariants[block]
+    for place in range(width):
+        if place < atoms[1] - atoms[0]:
+            row = given[place]
+            for c in range(n):
+                row[c], row[n + c] = f[0, place, c], product[0, place, c]
+            for m in range(HARMONICS):
+                for c in range(n):
+                    row[2 * n + c] += product[m, place, c] * h[m, place, c]
+        for c in range(3 * n):
+            invariants[place, 3 * n * layer + c] = given[place, c]
     if layer < n_layers - 1:
         _speak(layer, block, given, index, weights, work)
 
@@ -106,8 +116,8 @@ def _speak(
     plain = work.plain[layer, block]
     functions = np.empty((width, 2 * n), given.dtype)
     for m in range(HARMONICS):
-        functions[:, :n] = work.mixed[layer, block, 0, m]
-        functions[:, n:] = work.product[layer, block, m]
+        _put(work.mixed[layer, block, 0, m], functions, 0)
+        _put(work.product[layer, block, m], functions, n)
         for half in range(2):
             np.dot(functions, weights.speak[layer, half, m], plain[half, m])
     gates = np.dot(given, weights.gate[layer])
@@ -152,29 +162,30 @@ def _backward(
     dtype = mixed.dtype
     back = np.zeros((3, HARMONICS, width, n), dtype)  # of f, g and h
     to_product = np.zeros((HARMONICS, width, n), dtype)
-    invariants = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
+    invariants = work.invariants[block]
     if layer < n_layers - 1:
         said = np.zeros((HARMONICS, width, 2 * n), dtype)
         hear_back(layer, atoms, j, weights, work, said)
         _speak_back(layer, block, index, said, weights, work, back[0], to_product)
-    back[0, 0] += invariants[:, :n]
-    to_product[0] += invariants[:, n : 2 * n]
-    by_triple = invariants[:, 2 * n :].copy()
-    for m in range(HARMONICS):
-        to_product[m] += by_triple * mixed[2, m]
-        back[2, m] = by_triple * product[m]
-    _multiply_back(
-        mixed[0].reshape(HARMONICS, -1),
-        mixed[1].reshape(HARMONICS, -1),
-        to_product.reshape(HARMONICS, -1),
-        weights.coupling,
-        weights.couples,
-        back[0].reshape(HARMONICS, -1),
-        back[1].reshape(HARMONICS, -1),
-    )
-    channels = seen.shape[2]
+    for place in range(width):
+        row = invariants[place, 3 * n * layer : 3 * n * (layer + 1)]
+        for c in range(n):
+            back[0, 0, place, c] += row[c]
+            to_product[0, place, c] += row[n + c]
+        for m in range(HARMONICS):
+            for c in range(n):
+                to_product[m, place, c] += row[2 * n + c] * mixed[2, m, place, c]
+                back[2, m, place, c] = row[2 * n + c] * product[m, place, c]
+    for one, other in ((0, 1), (1, 0)):
+        multiply(
+            _flat(to_product),
+            _flat(mixed[other]),
+            weights.coupling,
+            weights.couples,
+            _flat(back[one]),
+        )
     given = np.zeros((width, 3 * n), dtype)
-    out = np.empty((width, channels + n), dtype)
+    out, told = np.empty((width, seen.shape[2]), dtype), np.empty((width, n), dtype)
     for m in range(HARMONICS):
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
@@ -183,15 +194,17 @@ def _backward(
                 weight = factors[kind * n : (kind + 1) * n]
                 for c in range(n):
                     row[c] = source[c] * weight[c]
-        np.dot(given, weights.mix_back[layer, m], out)
-        seen[m] += out[:, :channels]
+        np.dot(given, weights.seen_back[layer, m], out)
+        for place in range(width):
+            for c in range(out.shape[1]):
+                seen[m, place, c] += out[place, c]
         if layer > 0:
+            np.dot(given, weights.told_back[layer, m], told)
             for atom in range(atoms[0], atoms[1]):
-                told = out[atom - atoms[0], channels:]
                 for part in range(n // LANES):
                     heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
                     for c in range(LANES):
-                        heard[c] = told[part * LANES + c]
+                        heard[c] = told[atom - atoms[0], part * LANES + c]
 
 
 @compiled(merge=True)
@@ -221,14 +234,17 @@ def _speak_back(
                     gates[place, half * n + c] += v * plain[half, m, place, c]
         for c in range(2 * n):
             gates[place, c] *= rises[c]
-    work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)] += np.dot(
-        gates, weights.gate_back[layer]
-    )
+    given, invariants = np.dot(gates, weights.gate_back[layer]), work.invariants[block]
+    for place in range(width):
+        for c in range(3 * n):
+            invariants[place, 3 * n * layer + c] += given[place, c]
     functions = np.empty((width, 2 * n), said.dtype)
     for m in range(HARMONICS):
         np.dot(said[m], weights.speak_back[layer, m], functions)
-        to_function[m] = functions[:, :n]
-        to_product[m] = functions[:, n:]
+        for place in range(width):
+            for c in range(n):
+                to_function[m, place, c] = functions[place, c]
+                to_product[m, place, c] = functions[place, n + c]
 
 
 @compiled(nogil=True)
@@ -266,7 +282,7 @@ def sweep(
                 _forward(stage, block, index, j, weights, work)
             if stage == n_layers:
                 read(block, index, weights, work)
-                seen[:] = 0.0
+                clear(seen)
             if n_layers <= stage < 2 * n_layers:
                 _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
             if stage == 2 * n_layers - 1:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.sphere import HARMONICS, Array
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.sphere import HARMONICS
 
 LANES = 16
 """Features and radial functions come in bundles of this, filled up with zeros."""
@@ -34,8 +35,10 @@ class Weights(NamedTuple):
     """(G, 3) int64, product, first factor, second factor."""
     mix: Array
     """(I, M, C + F, 3F), from the density of neighbors and what they say to f, g and h."""
-    mix_back: Array
-    """(I, M, 3F, C + F)"""
+    seen_back: Array
+    """(I, M, 3F, C) and"""
+    told_back: Array
+    """(I, M, 3F, F)"""
     element: Array
     """(I, Z, 3F)"""
     speak: Array

@@ -8,6 +8,8 @@ that the force on the pair takes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mdlearn.jit import compiled
@@ -25,9 +27,9 @@ from mdlearn.potentials.kernels.pair import (
     weigh,
     weigh_both,
 )
+from mdlearn.potentials.kernels.rows import Array, clear
 from mdlearn.potentials.kernels.sphere import (
     HARMONICS,
-    Array,
     harmonics,
     polynomials,
     pull_back,
@@ -43,10 +45,10 @@ def expand(
     p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
     radial, table = weights.radial, weights.table
     density = np.empty((len(weights.wall), BUNDLE), seen.dtype)
-    seen[:] = 0.0
+    clear(seen)
     within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
     for n in range(atoms[0], atoms[1]):
-        density[:] = 0.0
+        clear(density)
         for k in range(within[n]):
             radial_functions(pairs[n, k, 3], weights, basis[n, k])
             polynomials(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p)
@@ -89,9 +91,12 @@ def expand_back(
 
 @compiled(inner=True)
 def hear(
-    layer: int, atoms: tuple[int, int], j: Array, weights: Weights, work: Workspace, told: Array
+    layer: int, atoms: tuple[int, int], j: Array, weights: Any, work: Any, told: Array
 ) -> None:
-    """The density of what each of some atoms hears, in the rows of their block (M, W, F)."""
+    """The density of what each of some atoms hears, in the rows of their block (M, W, F).
+
+    Also for `learning`, whose weights and workspace have by the same names what it takes.
+    """
     dtype = told.dtype
     filters = weights.filters[layer]
     parts = len(filters)
@@ -102,7 +107,7 @@ def hear(
     within, slots, pairs = work.within, work.slots, work.pairs
     basis, said, table = work.basis, work.spoken[layer], weights.table
     for n in range(atoms[0], atoms[1]):
-        density[:] = 0.0
+        clear(density)
         for k in range(within[n]):
             harmonics(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p, table, y)
             spoken = said[j[n, slots[n, k]]]
@@ -137,7 +142,7 @@ def hear_back(
     heards, spokens, slope = work.heard[layer], work.spoken[layer], work.slope
     table, parity = weights.table, weights.table[48:]
     for n in range(atoms[0], atoms[1]):
-        adjoint[:] = 0.0
+        clear(adjoint)
         spoken = spokens[n]
         for k in range(within[n]):
             pair, slot = pairs[n, k], slots[n, k]
@@ -145,7 +150,7 @@ def hear_back(
             tangents(p, table, t)
             listener = heards[j[n, slot]]
             along = 0.0
-            sums[:] = 0.0
+            clear(sums)
             for part in range(parts):
                 filter_pair(basis[n, k], filters[part], r)
                 filter_pair(basis[n, k, 16:], filters[part], rises)

@@ -15,7 +15,7 @@ from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
 
@@ -175,23 +175,23 @@ def _forward(
     change, vectors = work.invariants[block], work.vectors[layer, block]
     width, n = change.shape
     if layer == 0:
-        change[:] = 0.0
-        vectors[:] = 0.0
+        clear(change)
+        clear(vectors)
     else:
-        vectors[:] = work.vectors[layer - 1, block]
+        copy(work.vectors[layer - 1, block], vectors)
     _hear(layer, atoms, weights, work, change.reshape(-1), vectors.reshape(-1))
     mixed = work.mixed[layer, block]
     np.dot(vectors, weights.mix[layer], mixed)
     lengths, products = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
     _measure(mixed.reshape(-1), weights.softness, n, lengths, products)
     response = np.dot(change, weights.own[layer])
-    response += np.dot(lengths, weights.lengths[layer])
+    add(np.dot(lengths, weights.lengths[layer]), response)
     members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
     _activate(response, weights.own_start[layer], members, rises, 1.0)
     gates = work.gates[layer, block]
     np.dot(response, weights.gates[layer], gates)
     gates += weights.gates_bias[layer]
-    change += np.dot(response, weights.scalars[layer])
+    add(np.dot(response, weights.scalars[layer]), change)
     for place in range(width):
         gate = gates[place]
         for c in range(n):
@@ -233,10 +233,13 @@ def _speak(
     _activate(hidden, weights.speak_start[layer], members, work.speak_rises[layer, block], 0.0)
     spoken = np.dot(hidden, weights.speak_out[layer])
     spoken += weights.speak_bias[layer]
-    work.loudness[layer, block] = spoken[:, 2 * n :]
+    loudness = work.loudness[layer, block]
+    for place in range(width):
+        for c in range(n):
+            loudness[place, c] = spoken[place, 2 * n + c]
     for place in range(len(members)):
         said = work.said[layer, first + place]
-        said[: 2 * n] = spoken[place, : 2 * n]
+        copy(spoken[place, : 2 * n], said[: 2 * n])
         for axis in range(3):
             vector = vectors[axis * width + place]
             for c in range(n):
@@ -260,8 +263,8 @@ def _update_back(
             to_gates[place, c] = change[place, c] * product
             to_gates[place, n + c] = x[c] * u[0][c] + y[c] * u[1][c] + z[c] * u[2][c]
     inner = np.dot(change, weights.scalars_back[layer])
-    inner += np.dot(to_gates, weights.gates_back[layer])
-    inner *= work.rises[layer, block]
+    add(np.dot(to_gates, weights.gates_back[layer]), inner)
+    scale(work.rises[layer, block], inner)
     to_lengths = np.dot(inner, weights.lengths_back[layer])
     to_mixed = np.empty((3 * width, 2 * n), change.dtype)
     _mix_back(
@@ -274,13 +277,13 @@ def _update_back(
         n,
         to_mixed.reshape(-1),
     )
-    change += np.dot(inner, weights.own_back[layer])
-    turning += np.dot(to_mixed, weights.mix_back[layer])
+    add(np.dot(inner, weights.own_back[layer]), change)
+    add(np.dot(to_mixed, weights.mix_back[layer]), turning)
     for atom in range(atoms[0], atoms[1]):
         place, heard = atom - atoms[0], work.heard[layer % 2, atom]
-        heard[:n] = change[place]
+        copy(change[place], heard[:n])
         for axis in range(3):
-            heard[(1 + axis) * n : (2 + axis) * n] = turning[axis * width + place]
+            copy(turning[axis * width + place], heard[(1 + axis) * n : (2 + axis) * n])
 
 
 @compiled(merge=True)
@@ -319,10 +322,9 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     change, turning = work.invariants[block], work.turning[block]
     width, n = change.shape
     vectors, loudness = work.vectors[layer - 1, block], work.loudness[layer, block]
-    spoken = np.empty((width, 3 * n), change.dtype)
-    spoken[:, : 2 * n] = adjoint[:, : 2 * n]
-    spoken[:, 2 * n :] = 0.0
+    spoken = np.zeros((width, 3 * n), change.dtype)
     for place in range(width):
+        copy(adjoint[place, : 2 * n], spoken[place, : 2 * n])
         for axis in range(3):
             row = axis * width + place
             for c in range(n):
@@ -330,8 +332,8 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
                 spoken[place, 2 * n + c] += back * vectors[row, c]
                 turning[row, c] += back * loudness[place, c]
     hidden = np.dot(spoken, weights.speak_out_back[layer])
-    hidden *= work.speak_rises[layer, block]
-    change += np.dot(hidden, weights.speak_hidden_back[layer])
+    scale(work.speak_rises[layer, block], hidden)
+    add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
 
 
 @compiled(nogil=True)
@@ -352,14 +354,14 @@ def sweep(
             if stage == 0:
                 for atom in range(atoms[0], atoms[1]):
                     look(atom, inputs, weights, work)
-                    work.said[0, atom, : 2 * n] = weights.first[index[atom]]
-                    work.bent[atom] = 0.0
+                    copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
+                    clear(work.bent[atom])
                 approach(atoms, j, weights, work)
             elif stage <= n_layers:
                 _forward(stage - 1, block, atoms, index, weights, work)
                 if stage == n_layers:
                     read(block, index, weights, work)
-                    work.turning[block] = 0.0
+                    clear(work.turning[block])
                     _update_back(n_layers - 1, block, atoms, weights, work)
             elif stage <= 2 * n_layers:
                 layer = 2 * n_layers - stage

@@ -7,14 +7,16 @@ copies; that is why they look as they do.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from mdlearn.jit import compiled
-from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights
-from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Array, Scalar
+from mdlearn.potentials.kernels.layout import BUNDLE, LANES
+from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.sphere import FASTMATH, HARMONICS, Scalar
 
 
 @compiled(inner=True)
-def radial_functions(d: float, weights: Weights, basis: Array) -> None:
+def radial_functions(d: float, weights: Any, basis: Array) -> None:
     """Fills basis (32,): radial functions of a distance (16,), and their derivatives (16,)."""
     u = d / weights.cutoff
     a = weights.stretch
@@ -29,7 +31,7 @@ def radial_functions(d: float, weights: Weights, basis: Array) -> None:
     factor, d_factor = near * cut, d_near * cut + near * d_cut
     turn, up = math.cos(angle), math.sin(angle)
     cosine, sine = 1.0, 0.0
-    basis[:] = 0.0
+    clear(basis)
     for b in range(weights.radial):
         w = weights.frequency_weight[b]
         basis[b] = w * cosine * factor

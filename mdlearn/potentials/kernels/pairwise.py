@@ -17,7 +17,8 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.atoms import envelope
-from mdlearn.potentials.kernels.sphere import FASTMATH, Array, Scalar
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.sphere import FASTMATH, Scalar
 
 LANES = 16
 """Neighbors come in bundles of this."""
@@ -127,7 +128,7 @@ def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
     return points
 
 
-@compiled()
+@compiled(inner=True)
 def _soften(x: float, core: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.classical`, and its derivative."""
     depth = 1.0 - x / core

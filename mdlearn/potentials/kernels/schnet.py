@@ -16,7 +16,7 @@ from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
-from mdlearn.potentials.kernels.sphere import Array
+from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
 
@@ -166,14 +166,14 @@ def _forward(
             store(rises, here, rise)
     changed = np.dot(hidden, weights.outer[layer])
     if layer == 0:
-        change[:] = changed
+        copy(changed, change)
     else:
-        change += changed
+        add(changed, change)
     if layer + 1 < len(weights.speak):
         said = work.said[layer + 1][block * width : (block + 1) * width]
         np.dot(change, weights.speak[layer + 1], said)
         for n in range(atoms[0], atoms[1]):
-            said[n - atoms[0]] += weights.start[layer + 1, index[n]]
+            add(weights.start[layer + 1, index[n]], said[n - atoms[0]])
 
 
 @compiled(inner=True)
@@ -182,7 +182,7 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     change = work.invariants[block]
     width = len(change)
     hidden = np.dot(change, weights.outer_back[layer])
-    hidden *= work.rises[layer, block]
+    scale(work.rises[layer, block], hidden)
     heard = work.heard[layer % 2][block * width : (block + 1) * width]
     np.dot(hidden, weights.inner_back[layer], heard)
 
@@ -204,8 +204,8 @@ def sweep(
             if stage == 0:
                 for n in range(atoms[0], atoms[1]):
                     look(n, inputs, weights, work)
-                    work.said[0, n] = weights.start[0, index[n]]
-                    work.along[n] = 0.0
+                    copy(weights.start[0, index[n]], work.said[0, n])
+                    clear(work.along[n])
                 approach(atoms, j, weights, work)
             elif stage <= n_layers:
                 _forward(stage - 1, block, atoms, index, weights, work)
@@ -217,7 +217,7 @@ def sweep(
                 adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
                 _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
                 if layer > 0:
-                    work.invariants[block] += np.dot(adjoint, weights.speak_back[layer])
+                    add(np.dot(adjoint, weights.speak_back[layer]), work.invariants[block])
                     _listen_back(layer - 1, block, weights, work)
                 else:
                     _point(atoms, work)

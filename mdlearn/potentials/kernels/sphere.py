@@ -10,20 +10,19 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.rows import Array, clear
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered for vectors; NaN and infinity stay what they are."""
 HARMONICS = 16
 R3, R5, R7, R15, R105 = (math.sqrt(n) for n in (3, 5, 7, 15, 105))
 A, B = math.sqrt(35 / 8), math.sqrt(21 / 8)
-Array = NDArray[Any]
 Scalar = Any
 
 
-@compiled()
+@compiled(inner=True)
 def polynomials(x: float, y: float, z: float, p: Array) -> None:
     """Fills p (64,): values (16,) of a direction, then gradients along x, y and z (16,) each."""
     xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
@@ -39,7 +38,7 @@ def polynomials(x: float, y: float, z: float, p: Array) -> None:
     p[13] = B * x * (4.0 * zz - xx - yy)
     p[14] = 0.5 * R105 * z * (xx - yy)
     p[15] = A * x * (xx - 3.0 * yy)
-    p[16:64] = 0.0
+    clear(p[16:64])
     p[19], p[33], p[50] = R3, R3, R3
     # Degree 2, ∂/∂x at 16 + m, ∂/∂y at 32 + m, ∂/∂z at 48 + m.
     p[20], p[36] = R15 * y, R15 * x
@@ -58,7 +57,7 @@ def polynomials(x: float, y: float, z: float, p: Array) -> None:
     p[31], p[47] = 3.0 * A * (xx - yy), -6.0 * A * xy
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) -> None:
     """Weighted harmonics of a direction and of the opposite one: out (128,).
 
@@ -86,7 +85,7 @@ def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) 
         out[80 + m], out[96 + m], out[112 + m] = sign * sx, sign * sy, sign * sz
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def tangents(p: Array, table: Array, out: Array) -> None:
     """What `pull_back` multiplies with, from polynomials p (64,) of a direction: out (112,)."""
     for m in range(HARMONICS):
@@ -97,7 +96,7 @@ def tangents(p: Array, table: Array, out: Array) -> None:
         out[96 + m] = s * p[m]
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def pull_back(
     x: float, y: float, z: float, t: Array, s: Array, table: Array
 ) -> tuple[Scalar, Scalar, Scalar]:

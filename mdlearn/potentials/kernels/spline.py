@@ -16,13 +16,14 @@ import numpy as np
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, Lanes, load
 from mdlearn.potentials.kernels.atoms import envelope
-from mdlearn.potentials.kernels.sphere import FASTMATH, Array
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.sphere import FASTMATH
 
 ROWS = 6
 """Coefficients that meet at one point."""
 
 
-@compiled(fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH, inner=True)
 def blend(
     y: float, d_y: float, cut: float, d_cut: float, intervals: int, bumps: Array, out: Array
 ) -> int:
@@ -59,6 +60,14 @@ def blend(
         out[i] = value * bump
         out[ROWS + i] = d_value * bump + rise * (before - bumps[i])
     return knot * WIDTH
+
+
+@compiled()
+def blend_once(
+    y: float, d_y: float, cut: float, d_cut: float, intervals: int, bumps: Array, out: Array
+) -> int:
+    """The same, for Python to call."""
+    return blend(y, d_y, cut, d_cut, intervals, bumps, out)
 
 
 @compiled(inner=True)
