@@ -195,3 +195,13 @@ class TestStartOfDynamics:
         assert f"crystal.xyz: {n} atoms need about" in err
         assert "10 kB are free, enough for about" in err
         assert outputs(here) == set()
+
+    def test_memory_of_a_resumed_run_is_looked_at_too(
+        self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = ["simulate", "lj", "crystal.xyz", "--replicas", "3", "--steps", "2"]
+        assert run(*start, "--output", "out.h5")[0] == 0
+        monkeypatch.setattr("mdlearn.cli.memory._free", lambda device: 10_000)
+        code, _, err = run("simulate", "--resume", "out.h5", "--steps", "4")
+        assert code == 7
+        assert "out.h5: 24 atoms need about" in err

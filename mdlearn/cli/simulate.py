@@ -256,6 +256,9 @@ def _resume(wanted: SimulateConfig) -> Setup:
             " new run with another --timestep, structure or model"
         )
     potential = _potential(model)
+    if not isinstance(model, PropagatorModel):
+        neighbors = build(select(system, running), network.cutoff, SKIN)
+        require_memory(str(wanted.resume), potential, model.golden, neighbors)
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
     snapshot = restore(dynamics, select(system, running), saved)
