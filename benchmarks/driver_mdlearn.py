@@ -29,15 +29,15 @@ from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import PAIRWISE_SKIN, SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
-from mdlearn.potentials.evaluate import Evaluable, evaluate
+from mdlearn.potentials.evaluate import Evaluable
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
 from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import CLIP
-from mdlearn.training.loss import Weights, loss_of
+from mdlearn.training.loop import CLIP, Schedule, Training
+from mdlearn.training.loss import Weights
 from mdlearn.training.statistics import (
     average_neighbors,
     closest_distances,
@@ -45,6 +45,8 @@ from mdlearn.training.statistics import (
     fit_reference_energies,
     force_scale,
 )
+from mdlearn.training.step import gradient
+from mdlearn.training.team import ALONE
 
 
 def throughput(
@@ -75,18 +77,17 @@ def throughput(
     energies = fit_reference_energies(read, []).energies
     network = make_potential(find_species(read), energies, settings).float()
     weights = Weights(1.0, 1.0, 1.0)
-    parameters = list(network.parameters())
     rate = learning_rate(architecture) / 10.0
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
+    training = Training(network, weights, Schedule(1, 0.0, None, None, rate, 0.999, 0))
+    training.try_loops(batch)
+    training.optimizer.param_groups[0]["lr"] = rate
 
     def step() -> torch.Tensor:
-        evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-        loss = loss_of(evaluation, None, batch, weights, settings.scale)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        return loss.detach()
+        loss = gradient(training, [batch], [()], weights, ALONE, most_parts=1)
+        torch.nn.utils.clip_grad_norm_(training.parameters, CLIP)
+        training.optimizer.step()
+        training.steps += 1
+        return loss
 
     pairs = int(batch.neighbors.valid.sum())
     return driving.time_steps(step, seconds, driving.count(network), pairs)

@@ -136,25 +136,29 @@ def _build(
 
 def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
     """Puts the lists of systems one behind another, each padded to `capacity` slots per atom."""
-    j, shift, reverse, valid = [], [], [], []
-    first = 0
-    for part in parts:
-        n, width = part.j.shape
-        own = torch.arange(first, first + n, device=part.j.device)[:, None]
-        slots = own * capacity + torch.arange(capacity, device=part.j.device)
-        atom, rank = part.reverse // max(width, 1), part.reverse % max(width, 1)
-        missing = (0, capacity - width)
-        keep = pad(part.valid, missing)
-        j.append(torch.where(keep, pad(part.j + first, missing), own))
-        reverse.append(torch.where(keep, pad((atom + first) * capacity + rank, missing), slots))
-        shift.append(pad(part.shift, (0, 0, *missing)))
-        valid.append(keep)
-        first += n
+    device = parts[0].j.device
+    sizes = torch.tensor([part.j.shape for part in parts], device=device)
+    counts, width = sizes.unbind(1)
+    start = (counts.cumsum(0) - counts).repeat_interleave(counts)[:, None]
+    width = width.clamp_min(1).repeat_interleave(counts)[:, None]
+
+    def joined(slots: list[Tensor]) -> Tensor:
+        widen = [(0, 0) * (each.dim() - 2) + (0, capacity - each.shape[1]) for each in slots]
+        return torch.cat(
+            [pad(each, w) if w[-1] else each for each, w in zip(slots, widen, strict=True)]
+        )
+
+    valid = joined([part.valid for part in parts])
+    reverse = joined([part.reverse for part in parts])
+    own = torch.arange(len(start), device=device)[:, None]
+    rank = reverse % width
+    seen = (reverse.div(width, rounding_mode="floor") + start) * capacity + rank
+    slots = own * capacity + torch.arange(capacity, device=device)
     return Neighbors(
-        torch.cat(j),
-        torch.cat(shift),
-        torch.cat(reverse),
-        torch.cat(valid),
+        torch.where(valid, joined([part.j for part in parts]) + start, own),
+        joined([part.shift for part in parts]),
+        torch.where(valid, seen, slots),
+        valid,
         torch.cat([part.reference for part in parts]),
         torch.cat([part.reference_cell for part in parts]),
         torch.cat([part.inverse_cell for part in parts]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import shutil
@@ -15,18 +16,18 @@ from scipy.linalg import cython_blas
 
 import mdlearn
 from mdlearn.potentials.frozen import freeze
+from mdlearn.potentials.kernels import learning
 
 CODE = """
-from mdlearn.potentials.kernels.sphere import polynomials
+from mdlearn.potentials.kernels.atoms import total
 import numpy as np
-p = np.empty(64)
-polynomials(0.0, 0.0, 1.0, p)
-print(p[2], polynomials.stats.cache_hits.total())
+energy, _ = total(np.zeros(2, np.int64), np.eye(3)[None], np.ones(2), np.zeros((2, 3, 3)))
+print(energy[0], total.stats.cache_hits.total())
 """
 
 
 def run(folder: Path, **variables: str) -> list[str]:
-    """The value of a harmonic, and how often it was read from disk."""
+    """The sum of two ones, and how often it was read from disk."""
     environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     environment |= {"XDG_CACHE_HOME": str(folder), "HOME": str(folder)} | variables
     command = [sys.executable, "-W", "error", "-c", CODE]
@@ -36,7 +37,7 @@ def run(folder: Path, **variables: str) -> list[str]:
 
 def test_compiled_functions_are_kept(tmp_path: Path) -> None:
     first, second = run(tmp_path), run(tmp_path)
-    assert first[0] == second[0] == str(3.0**0.5)
+    assert first[0] == second[0] == "2.0"
     assert (first[1], second[1]) == ("0", "1")
     assert list(tmp_path.glob("mdlearn/**/*.nbi"))
 
@@ -82,3 +83,47 @@ def test_matrix_products_have_no_threads_of_their_own() -> None:
     assert library.scipy_openblas_get_num_threads() == 2
     freeze(random_potential("equivariant"))
     assert library.scipy_openblas_get_num_threads() == 1
+
+
+def _compiled(tree: ast.Module) -> dict[str, tuple[ast.FunctionDef, set[str]]]:
+    """Compiled functions of a module, and which options each has."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            for each in node.decorator_list:
+                if isinstance(each, ast.Call) and ast.unparse(each.func) == "compiled":
+                    found[node.name] = node, {str(option.arg) for option in each.keywords}
+    return found
+
+
+def test_what_compiled_functions_call_becomes_part_of_them() -> None:
+    """Else the code of a function depends on whether it was compiled here or read from disk."""
+    trees = {
+        path: ast.parse(path.read_text()) for path in Path(mdlearn.__file__).parent.rglob("*.py")
+    }
+    modules = {path: _compiled(tree) for path, tree in trees.items()}
+    names = {
+        ".".join(path.relative_to(Path(mdlearn.__file__).parents[1]).with_suffix("").parts): path
+        for path in trees
+    }
+    calls = 0
+    for path, functions in modules.items():
+        known = dict(functions)
+        for node in ast.walk(trees[path]):
+            if isinstance(node, ast.ImportFrom) and node.module in names:
+                there = modules[names[node.module]]
+                known |= {each.name: there[each.name] for each in node.names if each.name in there}
+        for name, (function, options) in functions.items():
+            if "keep" in options:  # made from other functions, and compiled anew by each process
+                continue
+            for node in ast.walk(function):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if called in known and called != name:
+                    calls += 1
+                    assert known[called][1] & {"inner", "merge"}, f"{path}: {name} calls {called}"
+    assert calls > 50
+
+
+def test_inner_functions_become_part_of_their_callers() -> None:
+    options = getattr(learning.hear, "targetoptions")  # noqa: B009
+    assert options["forceinline"] is True

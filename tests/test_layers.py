@@ -63,12 +63,13 @@ CHECKPOINTS = [
 FILES_FOR_CHECKPOINTS = {"files"}
 
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
-# What is frozen computes on a CPU, where a tensor is an array and nobody waits; weights are looked
-# at once. On a GPU nothing may wait.
+# What is frozen, and what learns in loops, computes on a CPU, where a tensor is an array and nobody
+# waits; weights are looked at once. On a GPU nothing may wait.
 HOT = [
     name
     for name in HOT
-    if name not in CHECKPOINTS and ("frozen" not in name or name == "potentials.frozen_cuda")
+    if name not in (*CHECKPOINTS, "potentials.learning")
+    and ("frozen" not in name or name == "potentials.frozen_cuda")
 ]
 USE_OF_AN_OPERATOR = """
 import torch

@@ -28,7 +28,7 @@ def run(config: TrainConfig) -> int:
     starts: list[Start] = []
     with Line() as line, interruptible() as interruption:
         last: list[Epoch] = []
-        parts = 1
+        parts, slow = 1, ""
         interruption.at_once = True
 
         def on_start(start: Start) -> None:
@@ -36,8 +36,13 @@ def run(config: TrainConfig) -> int:
             starts.append(start)
             last.extend(start.training.history)
             _describe(start)
+            if start.training.loops:
+                line.show("compiling loops; once on a machine, for less than a minute")
 
         def stops(step: int, steps: int) -> bool:
+            nonlocal slow
+            if slow != (slow := starts[0].training.without_loops):
+                err.print(f"gradient    {slow}; by autograd instead, which is slower")
             line.show(f"{_progress(last[-1]) if last else 'first epoch'} | step {step}/{steps}")
             return interruption.received > 0
 

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.files import write_atomically
+from mdlearn.jit import COMPILER_ERRORS
+from mdlearn.potentials.frozen import disagreement
+from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import ATOMS_PER_BATCH
@@ -109,6 +112,10 @@ class Training:
         self.frames_sha256 = frames_sha256
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         """The running average of the weights: the network that a user gets."""
+        self.loops, self.averaged_loops = loops_of(network), loops_of(self.averaged)
+        """That give gradients and errors faster than autograd, if there are any for the network."""
+        self.without_loops = ""
+        """Why there are loops that are not used."""
         self.weights = weights
         self.schedule = schedule
         pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
@@ -129,6 +136,17 @@ class Training:
         """Spent."""
         self.parts = 1
         """In how many parts each batch is computed, since memory did not suffice for fewer."""
+
+    def try_loops(self, example: Example) -> None:
+        """Leaves loops aside that do not agree with the network; compiles them where need be."""
+        if self.loops is None:
+            return
+        try:
+            self.without_loops = disagreement(self.loops, self.network, example.system)
+        except COMPILER_ERRORS as error:
+            self.without_loops = f"no loops can be compiled ({type(error).__name__}: {error})"
+        if self.without_loops:
+            self.loops = self.averaged_loops = None
 
     def advance(self, loss: Tensor, rate: float) -> None:
         """Takes a step along the gradient that the parameters hold.
@@ -268,6 +286,7 @@ def fit(
         if schedule.batch_size
         else (sizes, schedule.batch_atoms)
     )
+    training.try_loops(train[0])
     began = time.monotonic() - training.seconds
     saved = time.monotonic()
 
@@ -305,8 +324,14 @@ def fit(
                 return
 
         mean = float(torch.stack(training.losses).mean())
+        final = _balance(training.weights, 1.0)
         errors = measure(
-            training.averaged, valid, _balance(training.weights, 1.0), network.settings.scale, team
+            training.averaged,
+            valid,
+            final,
+            network.settings.scale,
+            team,
+            training.averaged_loops,
         )
         lowest = min((each.valid.loss for each in training.history), default=math.inf)
         seconds = _mean_of(team, time.monotonic() - began)

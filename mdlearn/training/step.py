@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mdlearn.errors import ResourceError, is_out_of_memory
 from mdlearn.potentials.evaluate import evaluate, kept_for_derivatives
+from mdlearn.potentials.learning import Loops
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
 from mdlearn.training.dataset import Example, concatenate
@@ -101,10 +102,12 @@ def _add_up(
         each.grad = None
     try:
         for batch in batches:
+            if training.loops is not None:
+                total += _in_loops(training, training.loops, batch, weights, counts)
+                continue
             evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
             dipole = dipole_of(network, batch)
-            scale = network.settings.scale
-            loss = loss_of(evaluation, dipole, batch, weights, scale, counts)
+            loss = loss_of(evaluation, dipole, batch, weights, network.settings.scale, counts)
             loss.backward()
             total += loss.detach()
     except (MemoryError, RuntimeError) as error:
@@ -114,11 +117,38 @@ def _add_up(
     return total
 
 
+def _in_loops(
+    training: Training, loops: Loops, batch: Example, weights: Weights, counts: Tensor
+) -> Tensor:
+    """The loss of a batch; adds its gradient to that of the parameters, without a graph."""
+    point = loops.begin(batch.system, batch.neighbors)
+    found = point.evaluation
+    for each in (found.energy, found.forces, found.virials):
+        each.requires_grad_()
+    scale = training.network.settings.scale
+    loss = loss_of(found, None, batch, weights, scale, counts)
+    loss.backward()
+    by_energy, by_forces, by_virials = found.energy.grad, found.forces.grad, found.virials.grad
+    assert by_energy is not None
+    assert by_forces is not None
+    assert by_virials is not None
+    # Those of all atoms of a system are alike: what counts is the sum of virials.
+    first = torch.searchsorted(batch.system.system, torch.arange(len(by_energy)))
+    # Every other step looks to the other side, so that what a difference is off by averages out.
+    sign = -1.0 if training.steps % 2 else 1.0
+    point.add_gradient(by_energy, by_forces, by_virials[first], sign)
+    return loss.detach()
+
+
 def _explain(training: Training, chosen: Sequence[Example], most_parts: int) -> str:
     """What to say, and what to do, when memory has run out."""
     smallest = min(chosen, key=lambda each: each.neighbors.j.numel())
     atoms = [len(each.system.numbers) for each in chosen]
-    needed = estimate_memory(training.network, smallest)
+    needed = (
+        training.loops.workspace(*smallest.neighbors.j.shape)
+        if training.loops
+        else estimate_memory(training.network, smallest)
+    )
     if needed is None:
         return (
             f"out of memory: not even {smallest.name}, a frame of {min(atoms)} atoms, fits; train a"

@@ -1,0 +1,540 @@
+"""The default network in loops for training: energies and forces, and what the weights did to them.
+
+What `kernels.equivariant` computes for dynamics, with two differences. Weights change with every
+step, so they are read where torch keeps them, in its shapes. And what each linear map was given,
+and the adjoint of what it made of that, stay behind for all atoms: their products are the gradient
+by the weights. Nothing of a pair is kept but its distance and radial functions.
+
+Axes: N atoms, taken in blocks; M harmonics; F features in bundles of 16 lanes; C channels of the
+first density, for each radial function the elements; I layers; V = 3F I invariants; H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, load, store, total
+from mdlearn.potentials.kernels.activation import silu
+from mdlearn.potentials.kernels.atoms import Inputs, look, push
+from mdlearn.potentials.kernels.equivariant import multiply
+from mdlearn.potentials.kernels.layout import BUNDLE, LANES
+from mdlearn.potentials.kernels.neighborhood import hear
+from mdlearn.potentials.kernels.pair import (
+    evaluate_along,
+    expand_pair,
+    filter_pair,
+    four_dots,
+    push_pair,
+    radial_functions,
+    spread_apart,
+    to_harmonics,
+    weigh,
+    weigh_both,
+)
+from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.sphere import (
+    FASTMATH,
+    HARMONICS,
+    harmonics,
+    polynomials,
+    pull_back,
+    tangents,
+)
+
+
+class Weights(NamedTuple):
+    """Parameters as torch has them, and what does not change."""
+
+    cutoff: float
+    stretch: float
+    near: float
+    radial: int
+    """B, at most 16."""
+    norm: float
+    """What sums over neighbors are multiplied by."""
+    scale: float
+    """eV, what the head's answer is multiplied by."""
+    frequency_weight: Array
+    """(16,) float64, of radial functions."""
+    table: Array
+    """(64,) of harmonics, see `harmonics`."""
+    degree: Array
+    """(M,) int64."""
+    coupling: Array
+    """(G,) Gaunt coefficients, and the harmonics that they couple:"""
+    couples: Array
+    """(G, 3) int64, product, first factor, second factor."""
+    wall: Array
+    """(Z, Z) float64 Å, where walls begin."""
+    stiffness: float
+    """Of the wall, eV."""
+    reference: Array
+    """(Z,) float64 eV, energies of isolated atoms."""
+    filters: Array
+    """(I - 1, F/16, 2, 256): the radial maps of messages, times the norm, as in `layout`."""
+    first: Array
+    """(4, C, 3F), the map of the first density by degree, and"""
+    mix: Array
+    """(I - 1, 4, C + F, 3F), of the others."""
+    element: Array
+    """(I, Z, 3F)"""
+    speak: Array
+    """(I - 1, 4, 2F, 2F)"""
+    gate: Array
+    """(I - 1, 2F, 3F)"""
+    gate_bias: Array
+    """(I - 1, 2F)"""
+    said: Array
+    """(I - 1, Z, 2F)"""
+    hidden: Array
+    """(H, V)"""
+    hidden_bias: Array
+    """(Z, H)"""
+    out: Array
+    """(1, H)"""
+    linear: Array
+    """(1, V)"""
+
+
+class Pass(NamedTuple):
+    """What a pass of the loops over a batch leaves behind."""
+
+    within: Array
+    """(N,) int64, neighbors within the cutoff,"""
+    slots: Array
+    """(N, K) int64, and where they are listed."""
+    pairs: Array
+    """(N, K, 4) float64, directions and distances of these,"""
+    basis: Array
+    """(N, K, 32), and their radial functions and derivatives."""
+    seen: Array
+    """(M, N, C), the first density."""
+    density: Array
+    """(I - 1, M, N, C + F), the others: what is seen, and what is heard."""
+    raw: Array
+    """(I, M, N, 3F), the same mixed, before the factors of elements."""
+    functions: Array
+    """(I, M, N, 2F), f and fg,"""
+    plain: Array
+    """(I - 1, M, N, 2F), what atoms say, before the gate."""
+    gates: Array
+    """(I - 1, N, 2, 2F), factors and their derivatives by what the gate is given."""
+    spoken: Array
+    """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes."""
+    invariants: Array
+    """(N, V)"""
+    hidden: Array
+    """(N, H), before the activation."""
+    to_seen: Array
+    """(M, N, C), the adjoint of the first density; those after it are of what is named alike:"""
+    to_raw: Array
+    """(I, M, N, 3F)"""
+    to_element: Array
+    """(I, N, 3F), of the factors of an atom's element."""
+    to_plain: Array
+    """(I - 1, M, N, 2F)"""
+    to_gate: Array
+    """(I - 1, N, 2F), of what the gate makes before its activation."""
+    to_said: Array
+    """(I - 1, N, 2F), of what an atom's element says."""
+    to_filters: Array
+    """(I - 1, N, F/16, 2, 256), by what was said by an atom."""
+    heard: Array
+    """(I - 1, N, F/16, 256): of what each atom hears, harmonics by lanes."""
+    to_invariants: Array
+    """(N, V)"""
+    slope: Array
+    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
+    energies: Array
+    """(N,) float64 eV."""
+    forces: Array
+    """(N, 3) float64 eV/Å."""
+    virials: Array
+    """(N, 3, 3) float64 eV."""
+
+
+@compiled(inner=True)
+def _see(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
+    """The density of the neighbors of each of some atoms."""
+    seen = work.seen
+    p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
+    species, table = len(weights.wall), weights.table
+    density = np.empty((species, BUNDLE), seen.dtype)
+    for n in range(atoms[0], atoms[1]):
+        clear(density)
+        for k in range(work.within[n]):
+            pair, basis = work.pairs[n, k], work.basis[n, k]
+            radial_functions(pair[3], weights, basis)
+            polynomials(pair[0], pair[1], pair[2], p)
+            for m in range(HARMONICS):
+                y[m] = table[m] * p[m]
+            expand_pair(y, basis, density[index[j[n, work.slots[n, k]]]])
+        for m in range(HARMONICS):
+            for b in range(weights.radial):
+                for z in range(species):
+                    seen[m, n, b * species + z] = weights.norm * density[z, m * LANES + b]
+
+
+@compiled(inner=True)
+def _see_back(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
+    """Adds the derivative of the energy by pairs, from that by the density."""
+    to_seen = work.to_seen
+    dtype = to_seen.dtype
+    p, y, q = np.empty(64, dtype), np.empty(64, dtype), np.empty(64, dtype)
+    species, table = len(weights.wall), weights.table
+    density = np.zeros((species, BUNDLE), dtype)
+    for n in range(atoms[0], atoms[1]):
+        for m in range(HARMONICS):
+            for b in range(weights.radial):
+                for z in range(species):
+                    density[z, m * LANES + b] = weights.norm * to_seen[m, n, b * species + z]
+        for k in range(work.within[n]):
+            pair, slot = work.pairs[n, k], work.slots[n, k]
+            polynomials(pair[0], pair[1], pair[2], p)
+            for m in range(HARMONICS):
+                w = table[m]
+                y[m], y[16 + m] = w * p[m], w * p[16 + m]
+                y[32 + m], y[48 + m] = w * p[32 + m], w * p[48 + m]
+            adjoint = density[index[j[n, slot]]]
+            evaluate_along(y, adjoint, adjoint, q)
+            along, gx, gy, gz = four_dots(q, work.basis[n, k])
+            push_pair(pair, along, (gx, gy, gz), work.slope[n, slot])
+
+
+@compiled(fastmath=FASTMATH, inner=True)
+def _multiply_pair(p: Array, q: Array, out: Array) -> None:
+    """Products of values and of slopes (64,) at both ends of a pair: out (32,)."""
+    for c in range(LANES):
+        out[c] = p[c] * q[c]
+        out[16 + c] = p[16 + c] * q[16 + c] + p[32 + c] * q[32 + c] + p[48 + c] * q[48 + c]
+
+
+@compiled(inner=True)
+def _hear_back(
+    layer: int,
+    atoms: tuple[int, int],
+    forces: bool,
+    j: Array,
+    weights: Weights,
+    work: Pass,
+    said: Array,
+) -> None:
+    """From what others heard of some atoms: the adjoint of what these said, (M, W, 2F).
+
+    That of the filters is left behind, and the derivative by the pairs is added if forces are
+    asked for.
+    """
+    dtype = said.dtype
+    filters = weights.filters[layer]
+    parts = len(filters)
+    p, y, t = np.empty(64, dtype), np.empty(128, dtype), np.empty(112, dtype)
+    here, there = y[:64], y[64:]
+    r, rises, sums = np.empty(32, dtype), np.empty(32, dtype), np.empty(1024, dtype)
+    heard, q, product = np.empty(64, dtype), np.empty(64, dtype), np.empty(32, dtype)
+    adjoint = np.empty((parts, 2 * BUNDLE), dtype)
+    table, parity = weights.table, weights.table[48:]
+    for n in range(atoms[0], atoms[1]):
+        clear(adjoint)
+        spoken, to_filters = work.spoken[layer, n], work.to_filters[layer, n]
+        clear(to_filters)
+        for k in range(work.within[n]):
+            pair, slot, basis = work.pairs[n, k], work.slots[n, k], work.basis[n, k]
+            harmonics(pair[0], pair[1], pair[2], p, table, y)
+            listener = work.heard[layer, j[n, slot]]
+            along = 0.0
+            if forces:
+                tangents(p, table, t)
+                clear(sums)
+            for part in range(parts):
+                filter_pair(basis, filters[part], r)
+                evaluate_along(there, listener[part], listener[part], heard)
+                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], q)
+                _multiply_pair(heard, q, product)
+                expand_pair(basis, product, to_filters[part, 0])
+                expand_pair(basis, product[16:], to_filters[part, 1])
+                if forces:
+                    filter_pair(basis[16:], filters[part], rises)
+                    along += weigh_both(heard, q, r, rises)
+                    to_harmonics(listener[part], spoken[part], heard, q, parity, sums)
+                else:
+                    weigh(heard, r)
+                spread_apart(here, heard, adjoint[part])
+            if forces:
+                across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
+                push_pair(pair, along, across, work.slope[n, slot])
+        half = parts * LANES
+        for part in range(parts):
+            for m in range(HARMONICS):
+                for c in range(LANES):
+                    place = part * LANES + c
+                    said[m, n - atoms[0], place] = adjoint[part, m * LANES + c]
+                    said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
+
+
+@compiled(inner=True)
+def _columns(n: int, dtype: np.dtype[Any]) -> Array:
+    """Functions of one atom, filled up with zeros to whole lanes."""
+    return np.zeros((HARMONICS, n + -n % WIDTH), dtype)
+
+
+@compiled(merge=True)
+def _forward(
+    layer: int, atoms: tuple[int, int], index: Array, j: Array, weights: Weights, work: Pass
+) -> None:
+    """From densities to invariants, and to what some atoms say."""
+    first, after = atoms
+    n_layers, n = work.functions.shape[0], work.functions.shape[3] // 2
+    seen, channels, dtype = work.seen, work.seen.shape[2], work.seen.dtype
+    if layer > 0:
+        density = work.density[layer - 1]
+        told = np.empty((HARMONICS, after - first, n), dtype)
+        hear(layer - 1, atoms, j, weights, work, told)
+        for m in range(HARMONICS):
+            for atom in range(first, after):
+                for c in range(channels):
+                    density[m, atom, c] = seen[m, atom, c]
+                for c in range(n):
+                    density[m, atom, channels + c] = told[m, atom - first, c]
+    for m in range(HARMONICS):
+        degree, raws = weights.degree[m], work.raw[layer, m, first:after]
+        if layer == 0:
+            np.dot(seen[m, first:after], weights.first[degree], raws)
+        else:
+            np.dot(work.density[layer - 1, m, first:after], weights.mix[layer - 1, degree], raws)
+    f, g, fg = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
+    triple = np.empty(n, dtype)
+    for atom in range(first, after):
+        factors = weights.element[layer, index[atom]]
+        for m in range(HARMONICS):
+            raw = work.raw[layer, m, atom]
+            for c in range(n):
+                f[m, c], g[m, c] = raw[c] * factors[c], raw[n + c] * factors[n + c]
+        clear(fg)
+        multiply(f, g, weights.coupling, weights.couples, fg)
+        clear(triple)
+        for m in range(HARMONICS):
+            row, raw = work.functions[layer, m, atom], work.raw[layer, m, atom]
+            for c in range(n):
+                row[c], row[n + c] = f[m, c], fg[m, c]
+                triple[c] += fg[m, c] * raw[2 * n + c]
+        for c in range(n):
+            triple[c] *= factors[2 * n + c]
+        given = work.invariants[atom, 3 * n * layer : 3 * n * (layer + 1)]
+        for c in range(n):
+            given[c], given[n + c], given[2 * n + c] = f[0, c], fg[0, c], triple[c]
+    if layer < n_layers - 1:
+        _speak(layer, atoms, index, weights, work)
+
+
+@compiled(merge=True)
+def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
+    """What some atoms say, from their functions and their invariants."""
+    first, after = atoms
+    n = work.functions.shape[3] // 2
+    for m in range(HARMONICS):
+        speak = weights.speak[layer, weights.degree[m]]
+        np.dot(work.functions[layer, m, first:after], speak, work.plain[layer, m, first:after])
+    given = np.empty((after - first, 3 * n), work.invariants.dtype)
+    for atom in range(first, after):
+        for c in range(3 * n):
+            given[atom - first, c] = work.invariants[atom, 3 * n * layer + c]
+    gates = np.dot(given, weights.gate[layer].T)
+    bias = weights.gate_bias[layer]
+    for atom in range(first, after):
+        said = weights.said[layer, index[atom]]
+        factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]
+        gate = gates[atom - first]
+        for c in range(0, 2 * n, WIDTH):
+            value, rise = silu(load(gate, c) + load(bias, c))
+            store(factors, c, value + load(said, c))
+            store(rises, c, rise)
+        for part in range(n // LANES):
+            for half in range(2):
+                spoken = work.spoken[layer, atom, part, half * BUNDLE : (half + 1) * BUNDLE]
+                start = half * n + part * LANES
+                for m in range(HARMONICS):
+                    plain = work.plain[layer, m, atom]
+                    for c in range(LANES):
+                        spoken[m * LANES + c] = plain[start + c] * factors[start + c]
+                for c in range(LANES):
+                    spoken[c] += said[start + c]
+
+
+@compiled(merge=True)
+def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
+    """The energies of some atoms, and the adjoints of their invariants."""
+    first, after = atoms
+    np.dot(work.invariants[first:after], weights.hidden.T, work.hidden[first:after])
+    rises = np.empty((after - first, len(weights.hidden)), work.hidden.dtype)
+    out, linear = weights.out[0], weights.linear[0]
+    for atom in range(first, after):
+        bias, hidden = weights.hidden_bias[index[atom]], work.hidden[atom]
+        energy = 0.0
+        for c in range(0, len(out), WIDTH):
+            least = load(bias, c)
+            v, weight = load(hidden, c) + least, load(out, c)
+            value, rise = silu(v)
+            alone, _ = silu(least)
+            energy += total(weight * (value - alone))
+            store(hidden, c, v)
+            store(rises[atom - first], c, weights.scale * weight * rise)
+        for c in range(len(linear)):
+            energy += linear[c] * work.invariants[atom, c]
+        work.energies[atom] += weights.scale * energy
+    np.dot(rises, weights.hidden, work.to_invariants[first:after])
+    for atom in range(first, after):
+        for c in range(len(linear)):
+            work.to_invariants[atom, c] += weights.scale * linear[c]
+
+
+@compiled(merge=True)
+def _backward(
+    layer: int,
+    atoms: tuple[int, int],
+    forces: bool,
+    index: Array,
+    j: Array,
+    weights: Weights,
+    work: Pass,
+) -> None:
+    """From adjoints of invariants, and of what some atoms said, to those of densities."""
+    first, after = atoms
+    n_layers, n = work.functions.shape[0], work.functions.shape[3] // 2
+    dtype = work.raw.dtype
+    to_functions = np.zeros((HARMONICS, after - first, 2 * n), dtype)
+    if layer < n_layers - 1:
+        _hear_back(layer, atoms, forces, j, weights, work, to_functions)
+        _speak_back(layer, atoms, to_functions, weights, work)
+    f, g, back = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
+    to_f, to_g = _columns(n, dtype), _columns(n, dtype)
+    for atom in range(first, after):
+        factors = weights.element[layer, index[atom]]
+        to_element = work.to_element[layer, atom]
+        clear(to_element)
+        given = work.to_invariants[atom, 3 * n * layer : 3 * n * (layer + 1)]
+        for m in range(HARMONICS):
+            raw, source = work.raw[layer, m, atom], to_functions[m, atom - first]
+            for c in range(n):
+                f[m, c], g[m, c] = raw[c] * factors[c], raw[n + c] * factors[n + c]
+                to_f[m, c], to_g[m, c] = source[c], 0.0
+                by_product = given[2 * n + c] * factors[2 * n + c] * raw[2 * n + c]
+                back[m, c] = source[n + c] + by_product
+        for c in range(n):
+            to_f[0, c] += given[c]
+            back[0, c] += given[n + c]
+        multiply(back, g, weights.coupling, weights.couples, to_f)
+        multiply(back, f, weights.coupling, weights.couples, to_g)
+        for m in range(HARMONICS):
+            raw, to_raw = work.raw[layer, m, atom], work.to_raw[layer, m, atom]
+            fg = work.functions[layer, m, atom, n:]
+            for c in range(n):
+                v, w, u = to_f[m, c], to_g[m, c], given[2 * n + c] * fg[c]
+                to_element[c] += v * raw[c]
+                to_element[n + c] += w * raw[n + c]
+                to_element[2 * n + c] += u * raw[2 * n + c]
+                to_raw[c] = v * factors[c]
+                to_raw[n + c] = w * factors[n + c]
+                to_raw[2 * n + c] = u * factors[2 * n + c]
+    channels = work.seen.shape[2]
+    seen = np.empty((after - first, channels), dtype)
+    told = np.empty((after - first, n), dtype)
+    for m in range(HARMONICS):
+        given_back = work.to_raw[layer, m, first:after]
+        degree = weights.degree[m]
+        mix = weights.first[degree] if layer == 0 else weights.mix[layer - 1, degree]
+        if forces:
+            np.dot(given_back, mix[:channels].T, seen)
+            for atom in range(first, after):
+                to_seen = work.to_seen[m, atom]
+                if layer == n_layers - 1:
+                    clear(to_seen)
+                for c in range(channels):
+                    to_seen[c] += seen[atom - first, c]
+        if layer > 0:
+            np.dot(given_back, mix[channels:].T, told)
+            for atom in range(first, after):
+                for part in range(n // LANES):
+                    heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
+                    for c in range(LANES):
+                        heard[c] = told[atom - first, part * LANES + c]
+
+
+@compiled(merge=True)
+def _speak_back(
+    layer: int, atoms: tuple[int, int], said: Array, weights: Weights, work: Pass
+) -> None:
+    """From the adjoint of what was said (M, W, 2F) to that of functions, in its place."""
+    first, after = atoms
+    n = work.functions.shape[3] // 2
+    for atom in range(first, after):
+        place = atom - first
+        factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]
+        to_gate, to_said = work.to_gate[layer, atom], work.to_said[layer, atom]
+        clear(to_said)
+        for m in range(HARMONICS):
+            plain, to_plain = work.plain[layer, m, atom], work.to_plain[layer, m, atom]
+            for c in range(2 * n):
+                v = said[m, place, c]
+                to_said[c] += v * plain[c]
+                to_plain[c] = v * factors[c]
+        for c in range(2 * n):
+            to_gate[c] = to_said[c] * rises[c]
+            to_said[c] += said[0, place, c]
+    given = np.dot(work.to_gate[layer, first:after], weights.gate[layer])
+    for atom in range(first, after):
+        row = work.to_invariants[atom, 3 * n * layer : 3 * n * (layer + 1)]
+        for c in range(3 * n):
+            row[c] += given[atom - first, c]
+    for m in range(HARMONICS):
+        speak = weights.speak[layer, weights.degree[m]]
+        np.dot(work.to_plain[layer, m, first:after], speak.T, said[m])
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    width: int,
+    forces: bool,
+    inputs: Inputs,
+    weights: Weights,
+    work: Pass,
+) -> None:
+    """Energies of atoms and, if asked for, forces and virials; with them all adjoints.
+
+    Of 2 I + 1 stages each needs the one before of all blocks; within a stage, blocks are
+    independent.
+
+    Args:
+        stages: the first one, and the one after the last.
+        blocks: likewise.
+        width: atoms of a block.
+        forces: whether to take the derivative by the pairs, too.
+        inputs: where the atoms are.
+        weights: the network.
+        work: is overwritten.
+    """
+    index, j = inputs.species, inputs.j
+    n_layers = work.functions.shape[0]
+    for stage in range(stages[0], stages[1]):
+        for block in range(blocks[0], blocks[1]):
+            atoms = (block * width, min((block + 1) * width, len(index)))
+            if stage == 0:
+                for n in range(atoms[0], atoms[1]):
+                    look(n, inputs, weights, work)
+                _see(atoms, j, index, weights, work)
+            if stage < n_layers:
+                _forward(stage, atoms, index, j, weights, work)
+            if stage == n_layers:
+                _read(atoms, index, weights, work)
+            if n_layers <= stage < 2 * n_layers:
+                layer = 2 * n_layers - 1 - stage
+                _backward(layer, atoms, forces, index, j, weights, work)
+            if forces and stage == 2 * n_layers - 1:
+                _see_back(atoms, j, index, weights, work)
+            if forces and stage == 2 * n_layers:
+                for n in range(atoms[0], atoms[1]):
+                    push(n, inputs.reverse, work)
