@@ -30,7 +30,7 @@ from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import System
 
 AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-9}
-"""In eV/Å, or as a share of a force that is larger than 1 eV/Å; and in eV/atom."""
+"""In eV/Å, or as a share of a force that is larger than 1 eV/Å; and in eV/atom likewise."""
 OLDEST_TRITON = (3, 7)
 """That the kernels for a GPU were tried with."""
 WITHOUT_TRITON = "kernels for a GPU take Triton 3.7 or later, which torch 2.13 brings with it"
@@ -108,7 +108,9 @@ def disagreement(frozen: Evaluable, potential: ParametricPotential, system: Syst
     ours, theirs = (evaluate(each, system, neighbors) for each in (frozen, potential))
     largest = theirs.forces.abs().max().clamp_min(1.0)
     force = float((ours.forces - theirs.forces).abs().max() / largest)
-    energy = float((ours.energies - theirs.energies).abs().max())
+    alone = potential.elements.reference_energies(potential.elements.index(system.numbers))
+    bound = (theirs.energies - alone).abs().max().clamp_min(1.0)
+    energy = float((ours.energies - theirs.energies).abs().max() / bound)
     if force <= AGREEMENT[dtype] and energy <= AGREEMENT[dtype]:  # neither is NaN
         return ""
-    return f"frozen forces are off by {force:.1e} of the largest, energies by {energy:.1e} eV/atom"
+    return f"frozen forces are off by {force:.1e} and energies by {energy:.1e} of the largest"
