@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checks import random_potential
@@ -125,5 +126,5 @@ def test_what_compiled_functions_call_becomes_part_of_them() -> None:
 
 
 def test_inner_functions_become_part_of_their_callers() -> None:
-    options = getattr(learning.hear, "targetoptions")  # noqa: B009
-    assert options["forceinline"] is True
+    dispatcher: Any = learning.hear
+    assert dispatcher.targetoptions["forceinline"] is True

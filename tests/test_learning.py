@@ -233,7 +233,7 @@ def test_loops_that_do_not_agree_are_left_aside(monkeypatch: pytest.MonkeyPatch)
     def disagree(*_: Any) -> str:
         return "frozen forces are off"
 
-    monkeypatch.setattr(loop, "disagreement", disagree)
+    monkeypatch.setattr(loop, "misgiving", disagree)
     training.try_loops(frame)
     assert training.loops is None
     assert training.averaged_loops is None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ase
+import numpy as np
+from numpy.typing import NDArray
 
 from mdlearn.atoms import check_geometry, read_atoms, require_species, to_system
 from mdlearn.cli.console import Line, err
@@ -18,8 +21,10 @@ from mdlearn.potentials.frozen import fastest
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.propagator import Propagator
 from mdlearn.system import System, concatenate
+from mdlearn.trajectory import Trajectory
 
 Network = TypeVar("Network", bound=ParametricPotential | Propagator)
+COMPILING = "compiling loops; once on a machine, for less than a minute"
 
 
 def choose_structures(path: Path, frame: str) -> list[ase.Atoms]:
@@ -68,8 +73,32 @@ def place(
 def choose_form(model: Model) -> Evaluable:
     """The frozen form of a model's potential, or itself; says so if it should have one."""
     with Line() as line:
-        line.show("compiling loops; once on a machine, for less than a minute")
+        line.show(COMPILING)
         potential, off = fastest(model.network, model.golden)
     if off:
         err.print(f"not frozen  {off}; the network itself is used, which is slower")
     return potential
+
+
+def stored_structures(
+    trajectory: Trajectory, restart: Mapping[str, NDArray[Any]]
+) -> list[ase.Atoms]:
+    """Those that a trajectory goes on from, one for each replica."""
+    structures: list[ase.Atoms] = []
+    charges = np.ravel(json.loads(str(trajectory.provenance["charge"])))
+    first = 0
+    for index, charge in enumerate(charges):
+        with Trajectory(trajectory.path, index) as replica:
+            last = first + len(replica.numbers)
+            structures.append(
+                ase.Atoms(
+                    replica.numbers,
+                    restart["positions"][first:last],
+                    cell=restart["cell"][index],
+                    pbc=replica.pbc,
+                    masses=replica.masses,
+                    info={"charge": float(charge)},
+                )
+            )
+        first = last
+    return structures

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import ase
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mdlearn import __version__, units
 from mdlearn.cli.console import Interruption, Line, err, interruptible
@@ -25,7 +21,7 @@ from mdlearn.cli.ensembles import (
     mobile_atoms,
     timed,
 )
-from mdlearn.cli.inputs import choose_form, choose_structures, place
+from mdlearn.cli.inputs import choose_form, choose_structures, place, stored_structures
 from mdlearn.cli.memory import require_memory
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import (
@@ -216,7 +212,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
         stored = json.loads(str(trajectory.provenance["configuration"]))
         model_sha256 = trajectory.provenance["model_sha256"]
         restart = trajectory.restart()
-        structures = _stored_structures(trajectory, restart)
+        structures = stored_structures(trajectory, restart)
     changed = {"steps", "time_fs", "extend_fs"} & wanted.model_fields_set
     others = wanted.model_fields_set - changed - {"resume", "device", "max_time_s"}
     if others:
@@ -268,30 +264,6 @@ def _resume(wanted: SimulateConfig) -> Setup:
     if recorder.writer.committed == 0:  # it was killed before the first frame was there to stay
         recorder.append(snapshot)
     return Setup(config, dynamics, snapshot, recorder)
-
-
-def _stored_structures(
-    trajectory: Trajectory, restart: Mapping[str, NDArray[Any]]
-) -> list[ase.Atoms]:
-    """Those that a trajectory goes on from, one for each replica."""
-    structures: list[ase.Atoms] = []
-    charges = np.ravel(json.loads(str(trajectory.provenance["charge"])))
-    first = 0
-    for index, charge in enumerate(charges):
-        with Trajectory(trajectory.path, index) as replica:
-            last = first + len(replica.numbers)
-            structures.append(
-                ase.Atoms(
-                    replica.numbers,
-                    restart["positions"][first:last],
-                    cell=restart["cell"][index],
-                    pbc=replica.pbc,
-                    masses=replica.masses,
-                    info={"charge": float(charge)},
-                )
-            )
-        first = last
-    return structures
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:

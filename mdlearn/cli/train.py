@@ -10,6 +10,7 @@ from rich.table import Table
 from mdlearn.cli import propagator
 from mdlearn.cli.check import summary
 from mdlearn.cli.console import Line, counted, err, hms, interruptible, out
+from mdlearn.cli.inputs import COMPILING
 from mdlearn.cli.options import verb
 from mdlearn.training.comparison import digits
 from mdlearn.training.config import TrainConfig
@@ -37,7 +38,7 @@ def run(config: TrainConfig) -> int:
             last.extend(start.training.history)
             _describe(start)
             if start.training.loops:
-                line.show("compiling loops; once on a machine, for less than a minute")
+                line.show(COMPILING)
 
         def stops(step: int, steps: int) -> bool:
             nonlocal slow

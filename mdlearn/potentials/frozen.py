@@ -75,11 +75,19 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
     if frozen is potential:
         missing = potential.wall.start.device.type == "cuda" and _has_kernels(potential)
         return potential, WITHOUT_TRITON if missing else ""
-    try:
-        off = next(filter(None, (disagreement(frozen, potential, each) for each in structures)), "")
-    except COMPILER_ERRORS as error:
-        off = f"no loops can be compiled ({type(error).__name__}: {error})"
+    off = misgiving(frozen, potential, structures)
     return (potential if off else frozen), off
+
+
+def misgiving(
+    frozen: Evaluable, potential: ParametricPotential, structures: Iterable[System]
+) -> str:
+    """Why loops are not to be used for a potential, in words; empty if they are. Compiles them."""
+    try:
+        found = (disagreement(frozen, potential, each) for each in structures)
+        return next(filter(None, found), "")
+    except COMPILER_ERRORS as error:
+        return f"no loops can be compiled ({type(error).__name__}: {error})"
 
 
 def _freeze_network(network: nn.Module) -> Frozen | None:

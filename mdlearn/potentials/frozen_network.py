@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,27 +59,12 @@ class FrozenNetwork(Frozen):
         index = self.elements.index(system.numbers)
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
-        work = self.work
-        inputs = Inputs(
-            system.positions.numpy(),
-            system.cell.numpy(),
-            system.system.numpy(),
-            index.numpy(),
-            neighbors.j.numpy(),
-            neighbors.shift.numpy(),
-            neighbors.reverse.numpy(),
-            neighbors.valid.numpy(),
-        )
-        arguments = (inputs, self.weights, work)
-        if torch.get_num_threads() == 1:
-            self.sweep((0, self.stages), (0, len(work.invariants)), *arguments)
-        else:
-            for stage in range(self.stages):
+        work, inputs = self.work, as_arrays(system, neighbors, index)
 
-                def part(blocks: tuple[int, int], stage: int = stage) -> None:
-                    self.sweep((stage, stage + 1), blocks, *arguments)
+        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
+            self.sweep(stages, blocks, inputs, self.weights, work)
 
-                self.team.share(len(work.invariants), part)
+        share_stages(self.team, self.stages, len(work.invariants), part)
         energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
@@ -92,6 +78,41 @@ class FrozenNetwork(Frozen):
         """See `Frozen`."""
         block: int = sum(each.nbytes for each in self.room(self.weights, BLOCK, capacity))
         return block * -(-n_atoms // BLOCK)
+
+
+def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
+    """What loops see of a batch and its list; index (n_atoms,) are ranks of the elements."""
+    return Inputs(
+        system.positions.numpy(),
+        system.cell.numpy(),
+        system.system.numpy(),
+        index.numpy(),
+        neighbors.j.numpy(),
+        neighbors.shift.numpy(),
+        neighbors.reverse.numpy(),
+        neighbors.valid.numpy(),
+    )
+
+
+def share_stages(
+    team: Team,
+    stages: int,
+    blocks: int,
+    sweep: Callable[[tuple[int, int], tuple[int, int]], None],
+) -> None:
+    """Sweeps over all blocks, one stage after the other; as many threads as torch has share them.
+
+    Args:
+        team: the threads.
+        stages: how many there are.
+        blocks: likewise.
+        sweep: is given the first stage and the one after the last, and blocks likewise.
+    """
+    if torch.get_num_threads() == 1:
+        sweep((0, stages), (0, blocks))
+        return
+    for stage in range(stages):
+        team.share(blocks, partial(sweep, (stage, stage + 1)))
 
 
 def array(tensor: Tensor) -> Array:

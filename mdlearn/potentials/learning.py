@@ -31,8 +31,10 @@ from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
+from mdlearn.potentials.frozen_network import as_arrays, share_stages
 from mdlearn.potentials.kernels import learning as kernel
-from mdlearn.potentials.kernels.atoms import Inputs, total
+from mdlearn.potentials.kernels import learning_layout as layout
+from mdlearn.potentials.kernels.atoms import total
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import HARMONICS
@@ -106,7 +108,7 @@ class Loops(Frozen):
             "reference": np.array([energies[z] for z in network.species]),
         }
 
-    def weights(self) -> kernel.Weights:
+    def weights(self) -> layout.Weights:
         """The parameters as they are now."""
         features, head = self.network.settings.features, self.network.energy_head
         filters = []
@@ -118,7 +120,7 @@ class Loops(Frozen):
         mixes = [
             _array(each.mix.weight).reshape(DEGREE + 1, -1, 3 * features) for each in self.products
         ]
-        return kernel.Weights(
+        return layout.Weights(
             **self.fixed,
             filters=np.stack(filters),
             first=mixes[0],
@@ -145,33 +147,18 @@ class Loops(Frozen):
         return sum(each.nbytes for each in _room(self.weights(), n_atoms, capacity, forces=True))
 
     def _run(
-        self, system: System, neighbors: Neighbors, weights: kernel.Weights, *, forces: bool
-    ) -> kernel.Pass:
+        self, system: System, neighbors: Neighbors, weights: layout.Weights, *, forces: bool
+    ) -> layout.Pass:
         """One pass over a batch, by as many threads as torch has."""
         n_atoms, capacity = neighbors.j.shape
         index = self.network.elements.index(system.numbers)
         work = _room(weights, n_atoms, capacity, forces=forces)
-        inputs = Inputs(
-            system.positions.numpy(),
-            system.cell.numpy(),
-            system.system.numpy(),
-            index.numpy(),
-            neighbors.j.numpy(),
-            neighbors.shift.numpy(),
-            neighbors.reverse.numpy(),
-            neighbors.valid.numpy(),
-        )
-        arguments = (WIDTH, forces, inputs, weights, work)
-        blocks, stages = -(-n_atoms // WIDTH), 2 * len(self.products) + 1
-        if torch.get_num_threads() == 1:
-            kernel.sweep((0, stages), (0, blocks), *arguments)
-            return work
-        for stage in range(stages):
+        inputs = as_arrays(system, neighbors, index)
 
-            def part(blocks: tuple[int, int], stage: int = stage) -> None:
-                kernel.sweep((stage, stage + 1), blocks, *arguments)
+        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
+            kernel.sweep(stages, blocks, WIDTH, forces, inputs, weights, work)
 
-            self.team.share(blocks, part)
+        share_stages(self.team, 2 * len(self.products) + 1, -(-n_atoms // WIDTH), part)
         return work
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
@@ -193,8 +180,8 @@ class Point:
         loops: Loops,
         system: System,
         neighbors: Neighbors,
-        weights: kernel.Weights,
-        work: kernel.Pass,
+        weights: layout.Weights,
+        work: layout.Pass,
         evaluation: Evaluation,
     ) -> None:
         self.loops, self.system, self.neighbors = loops, system, neighbors
@@ -230,7 +217,7 @@ class Point:
         _add(self.loops, other, steep[own], index)
 
 
-def _add(loops: Loops, work: kernel.Pass, weight: Tensor, index: Tensor) -> None:
+def _add(loops: Loops, work: layout.Pass, weight: Tensor, index: Tensor) -> None:
     """Adds the gradient of the energies of atoms, weighted (N,), to that of the parameters."""
     network, features = loops.network, loops.network.settings.features
     weight = weight.to(network.one_hot.dtype)
@@ -294,7 +281,7 @@ def _array(parameter: Tensor) -> Array:
     return parameter.detach().numpy()
 
 
-def _room(weights: kernel.Weights, n_atoms: int, capacity: int, *, forces: bool) -> kernel.Pass:
+def _room(weights: layout.Weights, n_atoms: int, capacity: int, *, forces: bool) -> layout.Pass:
     """Room for a pass; what it does not fill is not looked at."""
     layers, dtype = len(weights.element), torch.from_numpy(weights.out).dtype
     _, channels, columns = weights.first.shape
@@ -306,7 +293,7 @@ def _room(weights: kernel.Weights, n_atoms: int, capacity: int, *, forces: bool)
     def room(*shape: int) -> Array:
         return torch.empty(shape, dtype=dtype).numpy()
 
-    return kernel.Pass(
+    return layout.Pass(
         within=np.empty(n_atoms, np.int64),
         slots=np.empty((n_atoms, capacity), np.int64),
         pairs=np.empty((n_atoms, capacity, 4)),

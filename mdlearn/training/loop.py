@@ -19,8 +19,7 @@ from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.files import write_atomically
-from mdlearn.jit import COMPILER_ERRORS
-from mdlearn.potentials.frozen import disagreement
+from mdlearn.potentials.frozen import misgiving
 from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
 from mdlearn.potentials.network import ParametricPotential
@@ -141,10 +140,7 @@ class Training:
         """Leaves loops aside that do not agree with the network; compiles them where need be."""
         if self.loops is None:
             return
-        try:
-            self.without_loops = disagreement(self.loops, self.network, example.system)
-        except COMPILER_ERRORS as error:
-            self.without_loops = f"no loops can be compiled ({type(error).__name__}: {error})"
+        self.without_loops = misgiving(self.loops, self.network, [example.system])
         if self.without_loops:
             self.loops = self.averaged_loops = None
 

@@ -4,14 +4,11 @@ What `kernels.equivariant` computes for dynamics, with two differences. Weights 
 step, so they are read where torch keeps them, in its shapes. And what each linear map was given,
 and the adjoint of what it made of that, stay behind for all atoms: their products are the gradient
 by the weights. Nothing of a pair is kept but its distance and radial functions.
-
-Axes: N atoms, taken in blocks; M harmonics; F features in bundles of 16 lanes; C channels of the
-first density, for each radial function the elements; I layers; V = 3F I invariants; H hidden.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +18,13 @@ from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push
 from mdlearn.potentials.kernels.equivariant import multiply
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES
-from mdlearn.potentials.kernels.neighborhood import hear
+from mdlearn.potentials.kernels.learning_layout import Pass, Weights
+from mdlearn.potentials.kernels.neighborhood import hear, lay_apart, see, see_back
 from mdlearn.potentials.kernels.pair import (
     evaluate_along,
     expand_pair,
     filter_pair,
-    four_dots,
     push_pair,
-    radial_functions,
     spread_apart,
     to_harmonics,
     weigh,
@@ -39,139 +35,19 @@ from mdlearn.potentials.kernels.sphere import (
     FASTMATH,
     HARMONICS,
     harmonics,
-    polynomials,
     pull_back,
     tangents,
 )
 
 
-class Weights(NamedTuple):
-    """Parameters as torch has them, and what does not change."""
-
-    cutoff: float
-    stretch: float
-    near: float
-    radial: int
-    """B, at most 16."""
-    norm: float
-    """What sums over neighbors are multiplied by."""
-    scale: float
-    """eV, what the head's answer is multiplied by."""
-    frequency_weight: Array
-    """(16,) float64, of radial functions."""
-    table: Array
-    """(64,) of harmonics, see `harmonics`."""
-    degree: Array
-    """(M,) int64."""
-    coupling: Array
-    """(G,) Gaunt coefficients, and the harmonics that they couple:"""
-    couples: Array
-    """(G, 3) int64, product, first factor, second factor."""
-    wall: Array
-    """(Z, Z) float64 Å, where walls begin."""
-    stiffness: float
-    """Of the wall, eV."""
-    reference: Array
-    """(Z,) float64 eV, energies of isolated atoms."""
-    filters: Array
-    """(I - 1, F/16, 2, 256): the radial maps of messages, times the norm, as in `layout`."""
-    first: Array
-    """(4, C, 3F), the map of the first density by degree, and"""
-    mix: Array
-    """(I - 1, 4, C + F, 3F), of the others."""
-    element: Array
-    """(I, Z, 3F)"""
-    speak: Array
-    """(I - 1, 4, 2F, 2F)"""
-    gate: Array
-    """(I - 1, 2F, 3F)"""
-    gate_bias: Array
-    """(I - 1, 2F)"""
-    said: Array
-    """(I - 1, Z, 2F)"""
-    hidden: Array
-    """(H, V)"""
-    hidden_bias: Array
-    """(Z, H)"""
-    out: Array
-    """(1, H)"""
-    linear: Array
-    """(1, V)"""
-
-
-class Pass(NamedTuple):
-    """What a pass of the loops over a batch leaves behind."""
-
-    within: Array
-    """(N,) int64, neighbors within the cutoff,"""
-    slots: Array
-    """(N, K) int64, and where they are listed."""
-    pairs: Array
-    """(N, K, 4) float64, directions and distances of these,"""
-    basis: Array
-    """(N, K, 32), and their radial functions and derivatives."""
-    seen: Array
-    """(M, N, C), the first density."""
-    density: Array
-    """(I - 1, M, N, C + F), the others: what is seen, and what is heard."""
-    raw: Array
-    """(I, M, N, 3F), the same mixed, before the factors of elements."""
-    functions: Array
-    """(I, M, N, 2F), f and fg,"""
-    plain: Array
-    """(I - 1, M, N, 2F), what atoms say, before the gate."""
-    gates: Array
-    """(I - 1, N, 2, 2F), factors and their derivatives by what the gate is given."""
-    spoken: Array
-    """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes."""
-    invariants: Array
-    """(N, V)"""
-    hidden: Array
-    """(N, H), before the activation."""
-    to_seen: Array
-    """(M, N, C), the adjoint of the first density; those after it are of what is named alike:"""
-    to_raw: Array
-    """(I, M, N, 3F)"""
-    to_element: Array
-    """(I, N, 3F), of the factors of an atom's element."""
-    to_plain: Array
-    """(I - 1, M, N, 2F)"""
-    to_gate: Array
-    """(I - 1, N, 2F), of what the gate makes before its activation."""
-    to_said: Array
-    """(I - 1, N, 2F), of what an atom's element says."""
-    to_filters: Array
-    """(I - 1, N, F/16, 2, 256), by what was said by an atom."""
-    heard: Array
-    """(I - 1, N, F/16, 256): of what each atom hears, harmonics by lanes."""
-    to_invariants: Array
-    """(N, V)"""
-    slope: Array
-    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
-    energies: Array
-    """(N,) float64 eV."""
-    forces: Array
-    """(N, 3) float64 eV/Å."""
-    virials: Array
-    """(N, 3, 3) float64 eV."""
-
-
 @compiled(inner=True)
 def _see(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
     """The density of the neighbors of each of some atoms."""
-    seen = work.seen
+    seen, species = work.seen, len(weights.wall)
     p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
-    species, table = len(weights.wall), weights.table
     density = np.empty((species, BUNDLE), seen.dtype)
     for n in range(atoms[0], atoms[1]):
-        clear(density)
-        for k in range(work.within[n]):
-            pair, basis = work.pairs[n, k], work.basis[n, k]
-            radial_functions(pair[3], weights, basis)
-            polynomials(pair[0], pair[1], pair[2], p)
-            for m in range(HARMONICS):
-                y[m] = table[m] * p[m]
-            expand_pair(y, basis, density[index[j[n, work.slots[n, k]]]])
+        see(n, j, index, weights, work, p, y, density)
         for m in range(HARMONICS):
             for b in range(weights.radial):
                 for z in range(species):
@@ -181,27 +57,16 @@ def _see(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work:
 @compiled(inner=True)
 def _see_back(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
     """Adds the derivative of the energy by pairs, from that by the density."""
-    to_seen = work.to_seen
+    to_seen, species = work.to_seen, len(weights.wall)
     dtype = to_seen.dtype
     p, y, q = np.empty(64, dtype), np.empty(64, dtype), np.empty(64, dtype)
-    species, table = len(weights.wall), weights.table
     density = np.zeros((species, BUNDLE), dtype)
     for n in range(atoms[0], atoms[1]):
         for m in range(HARMONICS):
             for b in range(weights.radial):
                 for z in range(species):
                     density[z, m * LANES + b] = weights.norm * to_seen[m, n, b * species + z]
-        for k in range(work.within[n]):
-            pair, slot = work.pairs[n, k], work.slots[n, k]
-            polynomials(pair[0], pair[1], pair[2], p)
-            for m in range(HARMONICS):
-                w = table[m]
-                y[m], y[16 + m] = w * p[m], w * p[16 + m]
-                y[32 + m], y[48 + m] = w * p[32 + m], w * p[48 + m]
-            adjoint = density[index[j[n, slot]]]
-            evaluate_along(y, adjoint, adjoint, q)
-            along, gx, gy, gz = four_dots(q, work.basis[n, k])
-            push_pair(pair, along, (gx, gy, gz), work.slope[n, slot])
+        see_back(n, j, index, weights, work, p, y, q, density)
 
 
 @compiled(fastmath=FASTMATH, inner=True)
@@ -265,13 +130,7 @@ def _hear_back(
             if forces:
                 across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
                 push_pair(pair, along, across, work.slope[n, slot])
-        half = parts * LANES
-        for part in range(parts):
-            for m in range(HARMONICS):
-                for c in range(LANES):
-                    place = part * LANES + c
-                    said[m, n - atoms[0], place] = adjoint[part, m * LANES + c]
-                    said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
+        lay_apart(adjoint, n - atoms[0], said)
 
 
 @compiled(inner=True)

@@ -38,23 +38,76 @@ from mdlearn.potentials.kernels.sphere import (
 
 
 @compiled(inner=True)
+def see(
+    n: int, j: Array, index: Array, weights: Any, work: Any, p: Array, y: Array, density: Array
+) -> None:
+    """Fills the density (Z, 256) of the neighbors of atom n; p and y (64,) are overwritten."""
+    within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
+    table = weights.table
+    clear(density)
+    for k in range(within[n]):
+        radial_functions(pairs[n, k, 3], weights, basis[n, k])
+        polynomials(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p)
+        for m in range(HARMONICS):
+            y[m] = table[m] * p[m]
+        expand_pair(y, basis[n, k], density[index[j[n, slots[n, k]]]])
+
+
+@compiled(inner=True)
+def see_back(
+    n: int,
+    j: Array,
+    index: Array,
+    weights: Any,
+    work: Any,
+    p: Array,
+    y: Array,
+    q: Array,
+    density: Array,
+) -> None:
+    """Adds the derivative by the pairs of atom n, from that by its density (Z, 256).
+
+    p, y and q (64,) are overwritten.
+    """
+    within, slots, pairs = work.within, work.slots, work.pairs
+    basis, slope, table = work.basis, work.slope, weights.table
+    for k in range(within[n]):
+        pair, slot = pairs[n, k], slots[n, k]
+        polynomials(pair[0], pair[1], pair[2], p)
+        for m in range(HARMONICS):
+            w = table[m]
+            y[m], y[16 + m] = w * p[m], w * p[16 + m]
+            y[32 + m], y[48 + m] = w * p[32 + m], w * p[48 + m]
+        adjoint = density[index[j[n, slot]]]
+        evaluate_along(y, adjoint, adjoint, q)
+        along, gx, gy, gz = four_dots(q, basis[n, k])
+        push_pair(pair, along, (gx, gy, gz), slope[n, slot])
+
+
+@compiled(inner=True)
+def lay_apart(adjoint: Array, place: int, said: Array) -> None:
+    """The adjoint of what an atom said, (F/16, 512), in its rows of (M, W, 2F)."""
+    parts = len(adjoint)
+    half = parts * LANES
+    for part in range(parts):
+        for m in range(HARMONICS):
+            for c in range(LANES):
+                column = part * LANES + c
+                said[m, place, column] = adjoint[part, m * LANES + c]
+                said[m, place, half + column] = adjoint[part, BUNDLE + m * LANES + c]
+
+
+@compiled(inner=True)
 def expand(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
     """The density of the neighbors of each of some atoms, in the rows of their block (M, W, C)."""
     p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
-    radial, table = weights.radial, weights.table
+    radial = weights.radial
     density = np.empty((len(weights.wall), BUNDLE), seen.dtype)
     clear(seen)
-    within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
     for n in range(atoms[0], atoms[1]):
-        clear(density)
-        for k in range(within[n]):
-            radial_functions(pairs[n, k, 3], weights, basis[n, k])
-            polynomials(pairs[n, k, 0], pairs[n, k, 1], pairs[n, k, 2], p)
-            for m in range(HARMONICS):
-                y[m] = table[m] * p[m]
-            expand_pair(y, basis[n, k], density[index[j[n, slots[n, k]]]])
+        see(n, j, index, weights, work, p, y, density)
         for z in range(len(density)):
             for m in range(HARMONICS):
                 for b in range(radial):
@@ -67,26 +120,14 @@ def expand_back(
 ) -> None:
     """Adds the derivative of the energy by pairs, from that by the density (M, W, C)."""
     p, y, q = np.empty(64, seen.dtype), np.empty(64, seen.dtype), np.empty(64, seen.dtype)
-    radial, table = weights.radial, weights.table
-    within, slots, pairs = work.within, work.slots, work.pairs
-    basis, slope = work.basis, work.slope
+    radial = weights.radial
     density = np.zeros((len(weights.wall), BUNDLE), seen.dtype)
     for n in range(atoms[0], atoms[1]):
         for z in range(len(density)):
             for m in range(HARMONICS):
                 for b in range(radial):
                     density[z, m * LANES + b] = seen[m, n - atoms[0], z * radial + b]
-        for k in range(within[n]):
-            pair, slot = pairs[n, k], slots[n, k]
-            polynomials(pair[0], pair[1], pair[2], p)
-            for m in range(HARMONICS):
-                w = table[m]
-                y[m], y[16 + m] = w * p[m], w * p[16 + m]
-                y[32 + m], y[48 + m] = w * p[32 + m], w * p[48 + m]
-            adjoint = density[index[j[n, slot]]]
-            evaluate_along(y, adjoint, adjoint, q)
-            along, gx, gy, gz = four_dots(q, basis[n, k])
-            push_pair(pair, along, (gx, gy, gz), slope[n, slot])
+        see_back(n, j, index, weights, work, p, y, q, density)
 
 
 @compiled(inner=True)
@@ -161,10 +202,4 @@ def hear_back(
                 to_harmonics(listener[part], spoken[part], heard, q, parity, sums)
             across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
             push_pair(pair, along, across, slope[n, slot])
-        half = parts * LANES
-        for part in range(parts):
-            for m in range(HARMONICS):
-                for c in range(LANES):
-                    place = part * LANES + c
-                    said[m, n - atoms[0], place] = adjoint[part, m * LANES + c]
-                    said[m, n - atoms[0], half + place] = adjoint[part, BUNDLE + m * LANES + c]
+        lay_apart(adjoint, n - atoms[0], said)

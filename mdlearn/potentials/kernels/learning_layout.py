@@ -1,0 +1,122 @@
+"""What the loops that learn are given, and what they leave behind.
+
+Axes: N atoms, taken in blocks; M harmonics; F features in bundles of 16 lanes; C channels of the
+first density, for each radial function the elements; I layers; V = 3F I invariants; H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mdlearn.potentials.kernels.rows import Array
+
+
+class Weights(NamedTuple):
+    """Parameters as torch has them, and what does not change."""
+
+    cutoff: float
+    stretch: float
+    near: float
+    radial: int
+    """B, at most 16."""
+    norm: float
+    """What sums over neighbors are multiplied by."""
+    scale: float
+    """eV, what the head's answer is multiplied by."""
+    frequency_weight: Array
+    """(16,) float64, of radial functions."""
+    table: Array
+    """(64,) of harmonics, see `harmonics`."""
+    degree: Array
+    """(M,) int64."""
+    coupling: Array
+    """(G,) Gaunt coefficients, and the harmonics that they couple:"""
+    couples: Array
+    """(G, 3) int64, product, first factor, second factor."""
+    wall: Array
+    """(Z, Z) float64 Å, where walls begin."""
+    stiffness: float
+    """Of the wall, eV."""
+    reference: Array
+    """(Z,) float64 eV, energies of isolated atoms."""
+    filters: Array
+    """(I - 1, F/16, 2, 256): the radial maps of messages, times the norm, as in `layout`."""
+    first: Array
+    """(4, C, 3F), the map of the first density by degree, and"""
+    mix: Array
+    """(I - 1, 4, C + F, 3F), of the others."""
+    element: Array
+    """(I, Z, 3F)"""
+    speak: Array
+    """(I - 1, 4, 2F, 2F)"""
+    gate: Array
+    """(I - 1, 2F, 3F)"""
+    gate_bias: Array
+    """(I - 1, 2F)"""
+    said: Array
+    """(I - 1, Z, 2F)"""
+    hidden: Array
+    """(H, V)"""
+    hidden_bias: Array
+    """(Z, H)"""
+    out: Array
+    """(1, H)"""
+    linear: Array
+    """(1, V)"""
+
+
+class Pass(NamedTuple):
+    """What a pass of the loops over a batch leaves behind."""
+
+    within: Array
+    """(N,) int64, neighbors within the cutoff,"""
+    slots: Array
+    """(N, K) int64, and where they are listed."""
+    pairs: Array
+    """(N, K, 4) float64, directions and distances of these,"""
+    basis: Array
+    """(N, K, 32), and their radial functions and derivatives."""
+    seen: Array
+    """(M, N, C), the first density."""
+    density: Array
+    """(I - 1, M, N, C + F), the others: what is seen, and what is heard."""
+    raw: Array
+    """(I, M, N, 3F), the same mixed, before the factors of elements."""
+    functions: Array
+    """(I, M, N, 2F), f and fg,"""
+    plain: Array
+    """(I - 1, M, N, 2F), what atoms say, before the gate."""
+    gates: Array
+    """(I - 1, N, 2, 2F), factors and their derivatives by what the gate is given."""
+    spoken: Array
+    """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes."""
+    invariants: Array
+    """(N, V)"""
+    hidden: Array
+    """(N, H), before the activation."""
+    to_seen: Array
+    """(M, N, C), the adjoint of the first density; those after it are of what is named alike:"""
+    to_raw: Array
+    """(I, M, N, 3F)"""
+    to_element: Array
+    """(I, N, 3F), of the factors of an atom's element."""
+    to_plain: Array
+    """(I - 1, M, N, 2F)"""
+    to_gate: Array
+    """(I - 1, N, 2F), of what the gate makes before its activation."""
+    to_said: Array
+    """(I - 1, N, 2F), of what an atom's element says."""
+    to_filters: Array
+    """(I - 1, N, F/16, 2, 256), by what was said by an atom."""
+    heard: Array
+    """(I - 1, N, F/16, 256): of what each atom hears, harmonics by lanes."""
+    to_invariants: Array
+    """(N, V)"""
+    slope: Array
+    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
+    energies: Array
+    """(N,) float64 eV."""
+    forces: Array
+    """(N, 3) float64 eV/Å."""
+    virials: Array
+    """(N, 3, 3) float64 eV."""
