@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from mdlearn.potentials.frozen import disagreement
 from mdlearn.potentials.learning import Loops, loops_of
 from mdlearn.potentials.network import Settings
 from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.threads import Team
 from mdlearn.training import loop
 from mdlearn.training.dataset import Example, concatenate
 from mdlearn.training.loop import Schedule, Training
@@ -206,11 +208,41 @@ def test_number_of_threads_does_not_change_the_bits() -> None:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             point = Loops(potential).begin(batch.system, batch.neighbors)
-            results.append([*point.evaluation, point.work.density, point.work.to_raw])
+            work = point.work
+            one = torch.ones(len(batch.system.cell), dtype=torch.float64)
+            point.add_gradient(one, point.evaluation.forces, point.evaluation.stress, 1.0)
+            gradients = [each.grad for each in potential.parameters() if each.grad is not None]
+            results.append([*point.evaluation, work.density, work.to_raw, *gradients])
+            potential.zero_grad()
     finally:
         torch.set_num_threads(before)
+    assert len(results[0]) == 7 + len(list(potential.parameters()))
     for one, other in zip(*results, strict=True):
         assert torch.equal(torch.as_tensor(one).nan_to_num(), torch.as_tensor(other).nan_to_num())
+
+
+def test_team_grows_while_that_is_worth_it() -> None:
+    team, seconds = Team(), {1: 0.02, 2: 0.012, 4: 0.0118, 8: 0.001}
+    team.measure(8, lambda: time.sleep(seconds[len(team)]))
+    assert len(team) == 2
+    alone = Team()
+    alone.measure(1, lambda: None)
+    assert len(alone) == 1
+
+
+def test_torch_has_one_thread_beside_those_of_the_loops() -> None:
+    before = torch.get_num_threads()
+    training = Training(network().float(), LOSS, SCHEDULE)
+    try:
+        torch.set_num_threads(2)
+        training.try_loops(example(molecule()), 3)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert training.loops is not None
+    assert training.averaged_loops is not None
+    assert len(training.loops.team) in {1, 2}
+    assert training.averaged_loops.team is training.loops.team
 
 
 def test_loops_are_for_what_they_know() -> None:

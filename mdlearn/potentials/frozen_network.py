@@ -100,7 +100,7 @@ def share_stages(
     blocks: int,
     sweep: Callable[[tuple[int, int], tuple[int, int]], None],
 ) -> None:
-    """Sweeps over all blocks, one stage after the other; as many threads as torch has share them.
+    """Sweeps over all blocks, one stage after the other; threads share them.
 
     Args:
         team: the threads.
@@ -108,7 +108,7 @@ def share_stages(
         blocks: likewise.
         sweep: is given the first stage and the one after the last, and blocks likewise.
     """
-    if torch.get_num_threads() == 1:
+    if len(team) == 1:
         sweep((0, stages), (0, blocks))
         return
     for stage in range(stages):

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from mdlearn.jit import keep_blas_on_one_thread
 from mdlearn.neighbors import Neighbors
@@ -49,7 +48,7 @@ DISPLACEMENT = 1e-3
 """Å, how far a pair vector moves at most. Features change by their own size over about 0.1 Å, and
 energies in float32 have seven digits: the gradient is right to half a percent."""
 WIDTH = 32
-"""Atoms whose linear maps are one matrix product."""
+"""Atoms whose linear maps are one matrix product, at most."""
 
 
 def loops_of(potential: ParametricPotential) -> Loops | None:
@@ -149,17 +148,35 @@ class Loops(Frozen):
     def _run(
         self, system: System, neighbors: Neighbors, weights: layout.Weights, *, forces: bool
     ) -> layout.Pass:
-        """One pass over a batch, by as many threads as torch has."""
+        """One pass over a batch, which threads share."""
         n_atoms, capacity = neighbors.j.shape
         index = self.network.elements.index(system.numbers)
         work = _room(weights, n_atoms, capacity, forces=forces)
         inputs = as_arrays(system, neighbors, index)
 
-        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
-            kernel.sweep(stages, blocks, WIDTH, forces, inputs, weights, work)
+        # Of one size and an even number, so that two threads have the same to do.
+        pairs_of_blocks = -(-n_atoms // (2 * WIDTH))
+        width = -(-n_atoms // (2 * pairs_of_blocks))
 
-        share_stages(self.team, 2 * len(self.products) + 1, -(-n_atoms // WIDTH), part)
+        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
+            kernel.sweep(stages, blocks, width, forces, inputs, weights, work)
+
+        share_stages(self.team, 2 * len(self.products) + 1, -(-n_atoms // width), part)
         return work
+
+    def choose_threads(self, system: System, neighbors: Neighbors) -> None:
+        """Measures how many threads to share work among, up to as many as torch has.
+
+        It leaves torch one: for a while after an operation its threads wait for the next one, on
+        the cores that those of the loops need. The number changes no bits.
+
+        Args:
+            system: a batch as training has them.
+            neighbors: its pairs.
+        """
+        most = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self.team.measure(most, lambda: self.evaluate(system, neighbors))
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
         """Energies, forces and virials of a batch, and what their gradient takes."""
@@ -170,6 +187,26 @@ class Loops(Frozen):
         arrays = (energy, work.forces, stress, work.energies, work.virials)
         evaluation = Evaluation(*map(torch.from_numpy, arrays))
         return Point(self, system, neighbors, weights, work, evaluation)
+
+    def accumulate(self, gradient: layout.Gradient) -> None:
+        """Adds a gradient, as loops leave it, to that of the parameters."""
+        radial, norm = self.network.settings.radial, self.network.norm
+        for layer, product in enumerate(self.products):
+            _accumulate(product.mix.weight, gradient.mix[layer - 1] if layer else gradient.first)
+            _accumulate(product.element, gradient.element[layer])
+        for layer, message in enumerate(self.messages):
+            _accumulate(message.speak.weight, gradient.speak[layer])
+            _accumulate(message.gate.weight, gradient.gate[layer])
+            _accumulate(message.gate.bias, gradient.gate_bias[layer])
+            _accumulate(message.element, gradient.said[layer])
+            filters = gradient.filters[layer].reshape(-1, 2, LANES, LANES)
+            filters = filters.transpose(1, 0, 3, 2).reshape(-1, LANES)[:, :radial]
+            _accumulate(message.radial.weight, norm * filters)
+        head = self.network.energy_head
+        _accumulate(head.hidden.weight, gradient.hidden)
+        _accumulate(head.bias, gradient.hidden_bias)
+        _accumulate(head.out.weight, gradient.out)
+        _accumulate(head.linear.weight, gradient.linear)
 
 
 class Point:
@@ -211,74 +248,41 @@ class Point:
             cell=system.cell + small[:, None, None] * (system.cell @ by_virials),
         )
         index = self.loops.network.elements.index(system.numbers)
-        _add(self.loops, self.work, (by_energy - steep)[own], index)
+        gradient = _like(self.weights)
+        self._add(self.work, (by_energy - steep)[own], index, gradient)
         del self.work  # the other pass takes its place, which is in the processor's cache
         other = self.loops._run(there, self.neighbors, self.weights, forces=False)
-        _add(self.loops, other, steep[own], index)
+        self._add(other, steep[own], index, gradient)
+        self.loops.accumulate(gradient)
+
+    def _add(
+        self, work: layout.Pass, factors: Tensor, index: Tensor, gradient: layout.Gradient
+    ) -> None:
+        """Adds that of the energies of atoms, times factors (N,)."""
+        factor, rank = factors.to(self.loops.network.one_hot.dtype).numpy(), index.numpy()
+
+        def part(parts: tuple[int, int]) -> None:
+            kernel.add_gradient(parts, factor, rank, self.weights, work, gradient)
+
+        self.loops.team.share(10 * len(work.raw) - 4, part)
 
 
-def _add(loops: Loops, work: layout.Pass, weight: Tensor, index: Tensor) -> None:
-    """Adds the gradient of the energies of atoms, weighted (N,), to that of the parameters."""
-    network, features = loops.network, loops.network.settings.features
-    weight = weight.to(network.one_hot.dtype)
-    by_element = network.one_hot[index].T * weight  # (Z, N)
-    invariants = torch.from_numpy(work.invariants)
-    for layer, product in enumerate(loops.products):
-        density = torch.from_numpy(work.density[layer - 1] if layer else work.seen)
-        density = density * weight[:, None]
-        to_raw = torch.from_numpy(work.to_raw[layer])
-        _accumulate(product.mix.weight, _by_degree(density, to_raw))
-        _accumulate(product.element, by_element @ torch.from_numpy(work.to_element[layer]))
-    for layer, message in enumerate(loops.messages):
-        functions = torch.from_numpy(work.functions[layer])
-        to_plain = torch.from_numpy(work.to_plain[layer]) * weight[:, None]
-        _accumulate(message.speak.weight, _by_degree(functions, to_plain))
-        given = invariants[:, 3 * features * layer : 3 * features * (layer + 1)]
-        to_gate = torch.from_numpy(work.to_gate[layer]) * weight[:, None]
-        _accumulate(message.gate.weight, to_gate.T @ given)
-        _accumulate(message.gate.bias, to_gate.sum(0))
-        _accumulate(message.element, by_element @ torch.from_numpy(work.to_said[layer]))
-        filters = weight @ torch.from_numpy(work.to_filters[layer]).flatten(1)
-        filters = filters.view(-1, 2, LANES, LANES).transpose(0, 1).transpose(2, 3)
-        radial = filters.reshape(2 * features, LANES)[:, : network.settings.radial]
-        _accumulate(message.radial.weight, network.norm * radial)
-    head, scale = network.energy_head, network.settings.scale
-    weight = scale * weight
-    hidden, bias = torch.from_numpy(work.hidden), head.bias.detach()
-    to_hidden = _slope(hidden) * weight[:, None] * head.out.weight.detach()
-    to_bias = _slope(bias) * (scale * by_element.sum(1))[:, None] * head.out.weight.detach()
-    members = network.one_hot[index].T
-    _accumulate(head.hidden.weight, to_hidden.T @ invariants)
-    _accumulate(head.bias, members @ to_hidden - to_bias)
-    _accumulate(head.out.weight, (weight @ (silu(hidden) - silu(bias)[index]))[None])
-    _accumulate(head.linear.weight, (weight @ invariants)[None])
-
-
-def _by_degree(given: Tensor, adjoint: Tensor) -> Tensor:
-    """(M, N, C) and (M, N, D) -> (4, C D), products summed over the harmonics of a degree."""
-    parts = []
-    for degree in range(DEGREE + 1):
-        own = slice(degree**2, (degree + 1) ** 2)
-        parts.append((given[own].flatten(0, 1).T @ adjoint[own].flatten(0, 1)).flatten())
-    return torch.stack(parts)
-
-
-def _slope(x: Tensor) -> Tensor:
-    """The derivative of silu."""
-    s = torch.sigmoid(x)
-    return s * (1.0 + x * (1.0 - s))
-
-
-def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
+def _accumulate(parameter: Tensor, gradient: Array) -> None:
+    """Adds to the gradient that a parameter has."""
     if not parameter.requires_grad:
         return
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    parameter.grad += gradient
+    given = torch.from_numpy(gradient).view_as(parameter)
+    parameter.grad = given if parameter.grad is None else parameter.grad + given
 
 
 def _array(parameter: Tensor) -> Array:
     return parameter.detach().numpy()
+
+
+def _like(weights: layout.Weights) -> layout.Gradient:
+    """Zeros of the shapes of weights."""
+    kinds = (getattr(weights, name) for name in layout.Gradient._fields)
+    return layout.Gradient(*(np.zeros(each.shape, each.dtype) for each in kinds))
 
 
 def _room(weights: layout.Weights, n_atoms: int, capacity: int, *, forces: bool) -> layout.Pass:

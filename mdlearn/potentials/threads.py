@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import math
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import torch
 
+REPEATS = 5
+"""Times that something is measured; what is fastest has been disturbed least."""
+WORTH = 0.9
+"""Share of the time that twice as many threads may take at most, to be worth it."""
+
 
 class Team:
-    """As many threads as torch has; they are started when there is something to share."""
+    """Threads that are started when there is something to share."""
 
     def __init__(self) -> None:
         """Starts nothing yet."""
         self.pool: ThreadPoolExecutor | None = None
+        self.size: int | None = None
+        """How many threads there are; None: as many as torch has."""
+
+    def __len__(self) -> int:
+        return self.size or torch.get_num_threads()
+
+    def measure(self, most: int, work: Callable[[], object]) -> None:
+        """Settles how many threads share: twice as many each time, as long as that is faster.
+
+        Args:
+            most: threads there may be.
+            work: to be measured; shares something.
+        """
+        fastest = math.inf
+        for size in (2**power for power in range(most.bit_length())):
+            before, self.size = self.size, size
+            work()  # starts threads
+            seconds = min(timeit.repeat(work, number=1, repeat=REPEATS))
+            if seconds > WORTH * fastest:
+                self.size = before
+                return
+            fastest = seconds
 
     def share(self, count: int, work: Callable[[tuple[int, int]], None]) -> None:
         """Does things 0 to `count`, each thread a part of them.
@@ -23,7 +52,7 @@ class Team:
             count: of things.
             work: is given the first one, and the one after the last.
         """
-        threads = max(1, min(torch.get_num_threads(), count))
+        threads = max(1, min(len(self), count))
         bounds = [count * thread // threads for thread in range(threads + 1)]
         first, *rest = pairwise(bounds)
         if rest and self.pool is None:

@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mdlearn.errors import DataError, UnstableError
+from mdlearn.errors import DataError, UnstableError, is_out_of_memory
 from mdlearn.files import write_atomically
 from mdlearn.potentials.frozen import misgiving
 from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import ATOMS_PER_BATCH
-from mdlearn.training.dataset import Example, deal, find_sizes
+from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
@@ -136,13 +136,26 @@ class Training:
         self.parts = 1
         """In how many parts each batch is computed, since memory did not suffice for fewer."""
 
-    def try_loops(self, example: Example) -> None:
-        """Leaves loops aside that do not agree with the network; compiles them where need be."""
-        if self.loops is None:
+    def try_loops(self, example: Example, count: int = 1) -> None:
+        """Leaves loops aside that do not agree with the network; compiles them where need be.
+
+        Args:
+            example: a frame to try them on.
+            count: of such frames in a batch, which settles the number of threads.
+        """
+        if self.loops is None or self.averaged_loops is None:
             return
         self.without_loops = misgiving(self.loops, self.network, [example.system])
         if self.without_loops:
             self.loops = self.averaged_loops = None
+            return
+        batch = concatenate([example] * count)
+        try:
+            self.loops.choose_threads(batch.system, batch.neighbors)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):  # a step knows what to do about that
+                raise
+        self.averaged_loops.team = self.loops.team
 
     def advance(self, loss: Tensor, rate: float) -> None:
         """Takes a step along the gradient that the parameters hold.
@@ -282,7 +295,7 @@ def fit(
         if schedule.batch_size
         else (sizes, schedule.batch_atoms)
     )
-    training.try_loops(train[0])
+    training.try_loops(train[0], max(1, int(limit // costs[0])))
     began = time.monotonic() - training.seconds
     saved = time.monotonic()
 

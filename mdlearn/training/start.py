@@ -216,8 +216,6 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     network = network.to(device, dtype)
     if config.freeze:
         freeze(network, config.freeze.split(","))
-    n_atoms = max(config.batch_atoms, (config.batch_size or 1) * max(examples.sizes()))
-    choose_threads(round(n_atoms * network.settings.average_neighbors))
     schedule = Schedule(
         config.epochs,
         60.0 * config.budget_min,
@@ -238,6 +236,9 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     )
     fingerprint = _hash(frames, team)
     training = Training(network, weights, schedule, fingerprint)
+    if training.loops is None:
+        n_atoms = max(config.batch_atoms, (config.batch_size or 1) * max(examples.sizes()))
+        choose_threads(round(n_atoms * network.settings.average_neighbors))
     reasons = {
         "cutoff": cutoff.reason,
         "batch": _why(

@@ -120,3 +120,20 @@ class Pass(NamedTuple):
     """(N, 3) float64 eV/Å."""
     virials: Array
     """(N, 3, 3) float64 eV."""
+
+
+class Gradient(NamedTuple):
+    """A gradient by the parameters; the shapes are those of `Weights`."""
+
+    filters: Array
+    first: Array
+    mix: Array
+    element: Array
+    speak: Array
+    gate: Array
+    gate_bias: Array
+    said: Array
+    hidden: Array
+    hidden_bias: Array
+    out: Array
+    linear: Array
