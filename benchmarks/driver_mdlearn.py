@@ -22,16 +22,16 @@ from mdlearn.atoms import read_frames, to_system
 from mdlearn.calculator import MDLearnCalculator
 from mdlearn.cli import keep_freed_memory
 from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
-from mdlearn.device import choose_threads
 from mdlearn.guards import make_limits
 from mdlearn.integrators import velocity_verlet
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import PAIRWISE_SKIN, SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
-from mdlearn.potentials.evaluate import Evaluable
+from mdlearn.potentials.evaluate import Evaluable, choose_threads
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
+from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
@@ -62,7 +62,6 @@ def throughput(
     read = read_frames(frames)[0]
     examples = [make_example(frame, cutoff) for frame in read]
     batch = concatenate(examples)
-    choose_threads(batch.neighbors.j.numel())
     torch.manual_seed(0)
     settings = Settings(
         architecture,
@@ -80,6 +79,8 @@ def throughput(
     rate = learning_rate(architecture) / 10.0
     training = Training(network, weights, Schedule(1, 0.0, None, None, rate, 0.999, 0))
     training.try_loops(batch)
+    if training.loops is None:
+        leave_one_thread(batch.neighbors.j.numel())
     training.optimizer.param_groups[0]["lr"] = rate
 
     def step() -> torch.Tensor:
@@ -137,7 +138,7 @@ class Run:
         momenta: NDArray[np.float64],
     ) -> None:
         """Starts it, with as many threads as `mdlearn simulate` takes of those there are."""
-        choose_threads(build(system, network.cutoff, SKIN).j.numel())
+        choose_threads(potential, system, build(system, network.cutoff, SKIN))
         config = SimulateConfig(ensemble="nve", timestep=driving.TIMESTEP_FS)
         self.dynamics = make_dynamics(config, network, potential, system)
         self.snapshot = start(self.dynamics, system, torch.from_numpy(momenta))

@@ -6,8 +6,6 @@ import torch
 
 from mdlearn.errors import ResourceError
 
-FEW_PAIRS = 4000
-"""Pairs up to which a second thread gains little, and loses much where cores are shared."""
 PRECISIONS = {"mixed": torch.float32, "float64": torch.float64}
 """Of the network. Positions, momenta and sums are float64 in both."""
 
@@ -23,13 +21,3 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: torch finds no GPU here; use --device cpu or auto")
     return torch.device(name)
-
-
-def choose_threads(pairs: int) -> None:
-    """Leaves torch one thread where an evaluation has too few pairs to share out.
-
-    Small operations end sooner than a second thread wakes up; and when another program holds its
-    core, every operation waits for it (a factor of ten and more, measured).
-    """
-    if pairs <= FEW_PAIRS:
-        torch.set_num_threads(1)

@@ -25,7 +25,7 @@ from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
-from mdlearn.potentials.evaluate import Frozen, evaluate
+from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import sphere
@@ -159,6 +159,22 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
     assert torch.equal(one.forces, two.forces)
     assert torch.equal(one.energies, two.energies)
     assert torch.equal(one.virials, two.virials)
+
+
+@each_network
+def test_threads_are_measured_or_all(name: str) -> None:
+    network, system = random_potential(name).float(), to_system(crystal())
+    frozen, neighbors = freeze(network), build(system, network.cutoff)
+    assert isinstance(frozen, Frozen)
+    torch.set_num_threads(2)
+    choose_threads(frozen, system, neighbors)
+    assert len(frozen.team) in {1, 2}
+    assert torch.get_num_threads() == 2
+    many = concatenate([system] * (MANY_PAIRS // neighbors.j.numel() + 1))
+    choose_threads(frozen, many, build(many, network.cutoff))
+    assert len(frozen.team) == 2
+    choose_threads(network, system, neighbors)
+    assert torch.get_num_threads() == 1
 
 
 @each_network

@@ -18,7 +18,7 @@ MODULES = {
 }
 """Path of each module by its name below `mdlearn`."""
 
-BELOW = ("units", "errors", "system", "neighbors", "integrators", "potentials")
+BELOW = ("units", "errors", "system", "neighbors", "division", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
 CORE = {"system", "neighbors", "units", "errors", "jit", "lanes"}
@@ -27,7 +27,8 @@ ALLOWED = {
     "errors": set[str](),
     "system": {"units", "errors"},
     "neighbors": {"system", "units", "errors", "jit"},
-    "potentials": {"potentials", *CORE},
+    "division": {"neighbors", "system"},
+    "potentials": {"potentials", "division", *CORE},
     "integrators": {"integrators", *CORE},
     "guards": {"integrators", "potentials.wall", *CORE},
     "trips": {"guards", "integrators", *CORE},

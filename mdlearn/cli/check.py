@@ -16,10 +16,10 @@ from mdlearn.certificate import certify, failures
 from mdlearn.cli.console import Line, out
 from mdlearn.cli.options import verb
 from mdlearn.config import Config
-from mdlearn.device import choose_threads
 from mdlearn.errors import ModelError
 from mdlearn.neighbors import build
 from mdlearn.potentials.checkpoint import Claim, claims_to_json, load_model
+from mdlearn.potentials.threads import leave_one_thread
 
 
 class CheckConfig(Config):
@@ -40,7 +40,7 @@ def run(config: CheckConfig) -> int:
         require_species(network.species, system, str(config.structure))
         structures.insert(0, system)
     pairs = (build(system, network.cutoff).j.numel() for system in structures)
-    choose_threads(max(pairs, default=0))
+    leave_one_thread(max(pairs, default=0))
     with Line() as line:
         line.show("measuring")
         certificate = certify(network, load_model(config.model).network, structures)

@@ -186,6 +186,12 @@ class SimulateConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["mixed", "float64"] = Field("mixed", description=PRECISION)
+    atoms_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="whose forces are computed together, where the model is not frozen and memory"
+        " does not suffice for all [default: as many as it suffices for]",
+    )
 
     @property
     def timestep_fs(self) -> float:

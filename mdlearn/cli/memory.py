@@ -7,29 +7,35 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from mdlearn.cli.console import human_size
+from mdlearn.cli.console import err, human_size
+from mdlearn.division import surroundings
 from mdlearn.errors import ResourceError
 from mdlearn.neighbors import Neighbors, build
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate, kept_for_derivatives
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.parts import VECTORS, InParts, reach_of
 from mdlearn.system import System, concatenate
 
 WORKSPACE = 1.35
 """Memory that an evaluation needs, in units of what it keeps for its derivative."""
+SHARE = 0.8
+"""Of the memory that is left, for one part at a time."""
 ENOUGH = 100
 """Atoms of an example, at least: what does not grow with their number is then a small part."""
 
 
-def require_memory(
+def within_memory(
     name: str,
     potential: Evaluable,
     golden: Sequence[System],
     neighbors: Neighbors,
     copies: int = 1,
-) -> None:
-    """Turns away what memory does not suffice for, before it is tried.
+    at_once: int | None = None,
+) -> Evaluable:
+    """What to evaluate, given the memory there is: a potential, or the same in parts; says so.
 
     Args:
         name: of the structure, for the message.
@@ -37,15 +43,30 @@ def require_memory(
         golden: structures that it can be tried on.
         neighbors: the pairs of the structure.
         copies: of it, in one batch.
+        at_once: atoms of a part, if that is settled already; of no meaning to what is frozen.
 
     Raises:
-        ResourceError: there is too little.
+        ResourceError: there is too little for a single atom and its surroundings.
     """
     if not (golden or isinstance(potential, Frozen)):
-        return
-    n_atoms = copies * len(neighbors.j)
+        return potential
+    n_atoms, capacity = neighbors.j.shape
     need = copies * estimate_memory(potential, golden, neighbors)
-    free = _free(neighbors.j.device)
+    lists = copies * sum(each.nbytes for each in neighbors)
+    n_atoms, free = copies * n_atoms, _free(neighbors.j.device)
+    if isinstance(potential, ParametricPotential) and (at_once or need > free):
+        size = int((need - lists) / n_atoms)
+        left = SHARE * (free - lists - n_atoms * capacity * VECTORS)
+        most = at_once or int(left / size)
+        listed = neighbors.j.cpu().numpy()
+        single = surroundings(np.zeros(1, np.int64), listed, reach_of(potential))
+        if at_once or most >= len(single):
+            err.print(
+                f"memory      all {n_atoms:,} atoms at once need {human_size(need)}, and"
+                f" {human_size(free)} are free: forces are computed in parts, one after another,"
+                f" {most:,} atoms at a time with those around them"
+            )
+            return InParts(potential, most, size)
     if need > free:
         fit = float(f"{n_atoms * free / need:.1g}")
         loops = "; the default network needs far less, on a CPU"
@@ -55,6 +76,7 @@ def require_memory(
             f" {human_size(free)} are free, enough for about {fit:,.0f} atoms like these: take"
             f" fewer atoms or --replicas, or a machine with more memory{less}"
         )
+    return potential
 
 
 def estimate_memory(potential: Evaluable, golden: Sequence[System], neighbors: Neighbors) -> float:

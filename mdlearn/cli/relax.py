@@ -21,17 +21,18 @@ from mdlearn import units
 from mdlearn.cli.console import Line, err, interruptible, out
 from mdlearn.cli.ensembles import fixed_atoms, mobile_atoms
 from mdlearn.cli.inputs import choose_form, choose_structures, place
-from mdlearn.cli.memory import require_memory
+from mdlearn.cli.memory import within_memory
 from mdlearn.cli.options import verb
 from mdlearn.cli.startup import warn_of_surroundings
 from mdlearn.config import PRECISION, Config
-from mdlearn.device import PRECISIONS, choose_threads
+from mdlearn.device import PRECISIONS
 from mdlearn.errors import UnstableError, UsageError
 from mdlearn.files import refuse_existing, write_atomically
 from mdlearn.integrators.fire import CellChange, Descent
 from mdlearn.minimize import Minimum, minimize, residual
 from mdlearn.neighbors import build
 from mdlearn.potentials.checkpoint import load_model
+from mdlearn.potentials.evaluate import choose_threads
 from mdlearn.system import Evaluation, System, volume
 
 ROUNDING = 1e-3
@@ -85,11 +86,11 @@ def run(config: RelaxConfig) -> int:
             " its cell is not under stress; leave out --cell"
         )
     neighbors = build(system, network.cutoff)
-    require_memory(str(config.structure), potential, model.golden, neighbors)
+    potential = within_memory(str(config.structure), potential, model.golden, neighbors)
     warn_of_surroundings(network, system)
     mobile = mobile_atoms(fixed_atoms([atoms], config.fix), system)
     pressure = config.pressure_GPa * units.GPa
-    choose_threads(neighbors.j.numel())
+    choose_threads(potential, system, neighbors)
     with interruptible() as interruption, Line() as line:
 
         def observe(step: int, descent: Descent) -> bool:

@@ -22,7 +22,7 @@ from mdlearn.cli.ensembles import (
     timed,
 )
 from mdlearn.cli.inputs import choose_form, choose_structures, place, stored_structures
-from mdlearn.cli.memory import require_memory
+from mdlearn.cli.memory import within_memory
 from mdlearn.cli.options import verb
 from mdlearn.cli.recording import (
     Recorder,
@@ -41,14 +41,15 @@ from mdlearn.cli.startup import (
     with_timestep,
 )
 from mdlearn.config import resolve, typed
-from mdlearn.device import PRECISIONS, choose_threads
+from mdlearn.device import PRECISIONS
 from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.h5md import Particles
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.checkpoint import Model, load_model
-from mdlearn.potentials.evaluate import Evaluable
+from mdlearn.potentials.evaluate import Evaluable, choose_threads
+from mdlearn.potentials.parts import InParts
 from mdlearn.potentials.propagator import NoEnergy
 from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.replicas import choose, keep, narrow
@@ -121,14 +122,16 @@ def _begin(config: SimulateConfig) -> Beginning:
     network, system = place(model.network, structures, config.structure, config.device)
     potential = _potential(model)
     neighbors = build(system, network.cutoff, SKIN)
-    choose_threads(neighbors.j.numel())
+    choose_threads(potential, system, neighbors)
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
     if isinstance(model, PropagatorModel):
         config = with_stride(config, model.network, structures)
     else:
         copies = n_replicas // len(structures)
-        require_memory(str(config.structure), potential, model.golden, neighbors, copies)
+        potential = within_memory(
+            str(config.structure), potential, model.golden, neighbors, copies, config.atoms_at_once
+        )
         warn_of_surroundings(model.network, system)
         if config.relax:
             system = relaxed(potential, system, mobile)
@@ -136,6 +139,7 @@ def _begin(config: SimulateConfig) -> Beginning:
     config = config.model_copy(
         update={
             "output": output,
+            "atoms_at_once": potential.most if isinstance(potential, InParts) else None,
             "fix": fix,
             "temperature_K": timed(config.temperature_K, config),
             "pressure_GPa": timed(config.pressure_GPa, config),
@@ -254,7 +258,9 @@ def _resume(wanted: SimulateConfig) -> Setup:
     potential = _potential(model)
     if not isinstance(model, PropagatorModel):
         neighbors = build(select(system, running), network.cutoff, SKIN)
-        require_memory(str(wanted.resume), potential, model.golden, neighbors)
+        potential = within_memory(
+            str(wanted.resume), potential, model.golden, neighbors, 1, config.atoms_at_once
+        )
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
     snapshot = restore(dynamics, select(system, running), saved)
@@ -269,7 +275,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     """Runs to the end or until told to stop; the last state is committed whatever happens."""
     config, dynamics, latest, recorder = setup
-    choose_threads(latest.neighbors.j.numel())
+    choose_threads(dynamics.potential, latest.state.system, latest.neighbors)
     first, path = latest.state.step, recorder.writer.path
     began = committed = time.monotonic()
     wish = path.parent / "EXIT"

@@ -23,7 +23,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.pairs import transpose_sum
+from mdlearn.potentials.threads import Team, leave_one_thread
 from mdlearn.system import Evaluation, System, share_out, sum_by_system, volume
+
+MANY_PAIRS = 20_000
+"""More than these are shared by all threads without a trial, which would take half a second."""
 
 
 class Potential(Protocol):
@@ -54,6 +58,11 @@ class Frozen(ABC):
     """Å."""
     species: tuple[int, ...]
     """Atomic numbers that it was built for."""
+
+    def __init__(self) -> None:
+        """Has nobody yet to share work."""
+        self.team = Team()
+        """The threads that share an evaluation, on a CPU; their number changes no bits."""
 
     @abstractmethod
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
@@ -123,18 +132,82 @@ def evaluate(
     """
     if isinstance(potential, Frozen):
         return potential.evaluate(system, neighbors)
-    r = pair_vectors(system, neighbors).detach().requires_grad_()  # (n_atoms, K, 3)
+    r = pair_vectors(system, neighbors).detach()
+    energies, g = differentiate(potential, system.numbers, r, neighbors, create_graph=create_graph)
+    evaluation = assemble(system, neighbors, r, energies, g)
+    if create_graph:
+        return evaluation
+    return Evaluation(*(each.detach() for each in evaluation))
+
+
+def differentiate(
+    potential: Potential,
+    numbers: Tensor,
+    r: Tensor,
+    neighbors: Neighbors,
+    chosen: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Energies of atoms, and the derivative of their sum by pair vectors.
+
+    Args:
+        potential: gives the energies.
+        numbers: (n_atoms,) atomic numbers.
+        r: (n_atoms, K, 3) Å, pair vectors; is given a gradient.
+        neighbors: the pairs.
+        chosen: (P,) indices of the atoms that count; all of them if None.
+        create_graph: see `evaluate`.
+
+    Returns:
+        (P,) eV and (n_atoms, K, 3) eV/Å.
+    """
+    r.requires_grad_()
     with torch.enable_grad():
-        energies = potential(system.numbers, r, neighbors)
+        energies = potential(numbers, r, neighbors)
+        energies = energies if chosen is None else energies[chosen]
         (g,) = torch.autograd.grad(energies.sum(), r, create_graph=create_graph)
+    return energies, g
+
+
+def assemble(
+    system: System, neighbors: Neighbors, r: Tensor, energies: Tensor, g: Tensor
+) -> Evaluation:
+    """What follows from the energies of atoms and their derivatives by pair vectors.
+
+    Args:
+        system: the batch.
+        neighbors: its pairs.
+        r: (n_atoms, K, 3) Å, pair vectors.
+        energies: (n_atoms,) eV.
+        g: (n_atoms, K, 3) eV/Å, derivatives of their sum.
+    """
     forces = g.sum(1) - transpose_sum(g, neighbors)
     virials = (r[..., None] * g[..., None, :]).sum(1)
     space = volume(system)[:, None, None]
     stress = sum_by_system(virials, system) / torch.where(space > 0.0, space, torch.nan)
-    evaluation = Evaluation(sum_by_system(energies, system), forces, stress, energies, virials)
-    if create_graph:
-        return evaluation
-    return Evaluation(*(each.detach() for each in evaluation))
+    return Evaluation(sum_by_system(energies, system), forces, stress, energies, virials)
+
+
+def choose_threads(potential: Evaluable, system: System, neighbors: Neighbors) -> None:
+    """Settles how many threads share an evaluation, up to as many as torch has.
+
+    Loops are timed, unless there is enough for all to do. Operations of torch are not: see
+    `leave_one_thread`.
+
+    Args:
+        potential: what is to be evaluated.
+        system: a batch like those to come.
+        neighbors: its pairs.
+    """
+    pairs = neighbors.j.numel()
+    if not isinstance(potential, Frozen):
+        leave_one_thread(pairs)
+    elif pairs > MANY_PAIRS:
+        potential.team.size = torch.get_num_threads()
+    elif system.positions.device.type == "cpu":
+        most = torch.get_num_threads()
+        potential.team.measure(most, lambda: potential.evaluate(system, neighbors))
 
 
 def kept_for_derivatives(

@@ -48,6 +48,7 @@ class FrozenEquivariantOnGPU(Frozen):
 
     def __init__(self, network: Equivariant) -> None:
         """Takes over the network's weights, in its precision, where they are."""
+        super().__init__()
         self.cutoff = network.cutoff
         self.species = network.species
         self.elements = network.elements

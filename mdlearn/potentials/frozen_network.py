@@ -45,16 +45,16 @@ class FrozenNetwork(Frozen):
             sweep: the loops; see `kernels.equivariant.sweep`.
             stages: of the loops, each of which needs the one before of all blocks.
         """
+        super().__init__()
         self.cutoff = network.cutoff
         self.species = network.species
         self.elements = network.elements
         self.weights, self.room, self.sweep, self.stages = weights, room, sweep, stages
         self.work: Any = None
-        self.team = Team()
         keep_blas_on_one_thread()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
-        """See `Frozen`. As many threads as torch has share the blocks of atoms."""
+        """See `Frozen`. Threads share the blocks of atoms."""
         n_atoms, capacity = neighbors.j.shape
         index = self.elements.index(system.numbers)
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):

@@ -16,7 +16,6 @@ from mdlearn.potentials.kernels import pairwise as kernel
 from mdlearn.potentials.kernels.atoms import total
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
 
@@ -41,16 +40,16 @@ class FrozenPairs(Frozen):
             parts: of it, or itself alone: each of a kind in `PAIRWISE`, or `Composition`.
             whole: whether energies of isolated atoms and walls belong to these parts.
         """
+        super().__init__()
         self.cutoff = potential.cutoff
         self.species = potential.species
         self.elements = potential.elements
         self.terms = _terms(potential, parts, whole)
         self.neighbors: Neighbors | None = None
         self.rows: kernel.Rows | None = None
-        self.team = Team()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
-        """See `Frozen`. As many threads as torch has share the atoms."""
+        """See `Frozen`. Threads share the atoms."""
         index = self.elements.index(system.numbers).numpy()
         n_atoms, of_system, cell = len(index), system.system.numpy(), system.cell.numpy()
         if self.rows is None or neighbors is not self.neighbors:
@@ -81,6 +80,9 @@ class FrozenSum(Frozen):
 
     def __init__(self, parts: Sequence[Frozen]) -> None:
         """The sum of parts that have the same elements and the same cutoff."""
+        super().__init__()
+        for part in parts:
+            part.team = self.team
         self.cutoff = parts[0].cutoff
         self.species = parts[0].species
         self.parts = parts

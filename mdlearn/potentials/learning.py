@@ -40,7 +40,6 @@ from mdlearn.potentials.kernels.sphere import HARMONICS
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import degrees
-from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System, largest_by_system
 
@@ -79,6 +78,7 @@ class Loops(Frozen):
 
     def __init__(self, network: Equivariant) -> None:
         """Settles what training does not change."""
+        super().__init__()
         self.cutoff, self.species = network.cutoff, network.species
         self.network = network
         self.products = [each for each in network.products if isinstance(each, Product)]
@@ -86,7 +86,6 @@ class Loops(Frozen):
         self.degree = np.array(degrees(DEGREE))
         couples, coupling = couplings()
         energies = network.elements.energies()
-        self.team = Team()
         keep_blas_on_one_thread()
         dtype = network.wall.start.numpy().dtype
         frequency = network.smoothness.double().numpy()
@@ -163,20 +162,6 @@ class Loops(Frozen):
 
         share_stages(self.team, 2 * len(self.products) + 1, -(-n_atoms // width), part)
         return work
-
-    def choose_threads(self, system: System, neighbors: Neighbors) -> None:
-        """Measures how many threads to share work among, up to as many as torch has.
-
-        It leaves torch one: for a while after an operation its threads wait for the next one, on
-        the cores that those of the loops need. The number changes no bits.
-
-        Args:
-            system: a batch as training has them.
-            neighbors: its pairs.
-        """
-        most = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self.team.measure(most, lambda: self.evaluate(system, neighbors))
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
         """Energies, forces and virials of a batch, and what their gradient takes."""

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import torch
 
+FEW_PAIRS = 4000
+"""Pairs up to which a second thread gains little, and loses much where cores are shared."""
 REPEATS = 5
 """Times that something is measured; what is fastest has been disturbed least."""
 WORTH = 0.9
@@ -61,3 +63,13 @@ class Team:
         work(first)
         for each in others:
             each.result()
+
+
+def leave_one_thread(pairs: int) -> None:
+    """Leaves torch one thread where an evaluation has too few pairs to share out.
+
+    Small operations end sooner than a second thread wakes up; and when another program holds its
+    core, every operation waits for it (a factor of ten and more, measured).
+    """
+    if pairs <= FEW_PAIRS:
+        torch.set_num_threads(1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError, is_out_of_memory
 from mdlearn.files import write_atomically
+from mdlearn.potentials.evaluate import choose_threads
 from mdlearn.potentials.frozen import misgiving
 from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
@@ -151,11 +152,13 @@ class Training:
             return
         batch = concatenate([example] * count)
         try:
-            self.loops.choose_threads(batch.system, batch.neighbors)
+            choose_threads(self.loops, batch.system, batch.neighbors)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):  # a step knows what to do about that
                 raise
         self.averaged_loops.team = self.loops.team
+        # Those of torch would wait for their next operation on the cores that loops need.
+        torch.set_num_threads(1)
 
     def advance(self, loss: Tensor, rate: float) -> None:
         """Takes a step along the gradient that the parameters hold.

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from mdlearn import units
 from mdlearn.config import to_toml
-from mdlearn.device import PRECISIONS, choose_device, choose_threads
+from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.errors import UnstableError
 from mdlearn.files import make_run_folder, refuse_existing, sha256, write_atomically
 from mdlearn.potentials.propagator import Propagator, PropagatorSettings, propagate
 from mdlearn.potentials.propagator_checkpoint import save_propagator
+from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.system import System
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import deal
@@ -305,7 +306,7 @@ def _set_up(config: TrainConfig, recordings: Sequence[Recording]) -> Start:
     propagator, scale = make_propagator(config, strides, tuple(species), cutoff)
     propagator = propagator.to(device, PRECISIONS[config.precision])
     batch = max(config.batch_atoms, (config.batch_size or 1) * max(strides.sizes()))
-    choose_threads(round(batch * propagator.settings.average_neighbors))
+    leave_one_thread(round(batch * propagator.settings.average_neighbors))
     judged = Strides(recordings, valid, length, cutoff, device)
     times = recordings[0].times_fs
     return Start(folder, config, strides, judged, propagator, scale, float(times[1] - times[0]))

@@ -13,7 +13,7 @@ import torch
 
 from mdlearn.atoms import Frame, read_frames
 from mdlearn.config import resolve
-from mdlearn.device import PRECISIONS, choose_threads
+from mdlearn.device import PRECISIONS
 from mdlearn.doctor import Finding, examine, refused, require_findings
 from mdlearn.errors import DataError, MDLearnError, UsageError
 from mdlearn.files import refuse_existing, sha256
@@ -21,6 +21,7 @@ from mdlearn.labels import Keys
 from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.network import ParametricPotential, Settings
+from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Example, Examples, frame_sizes, select, split_frames
 from mdlearn.training.finetune import SLOWER, adapt, freeze
@@ -238,7 +239,7 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     training = Training(network, weights, schedule, fingerprint)
     if training.loops is None:
         n_atoms = max(config.batch_atoms, (config.batch_size or 1) * max(examples.sizes()))
-        choose_threads(round(n_atoms * network.settings.average_neighbors))
+        leave_one_thread(round(n_atoms * network.settings.average_neighbors))
     reasons = {
         "cutoff": cutoff.reason,
         "batch": _why(
