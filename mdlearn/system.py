@@ -144,7 +144,7 @@ def largest_by_system(values: Tensor, system: System) -> Tensor:
 
 
 def share_out(values: Tensor, system: System) -> Tensor:
-    """Gives every atom the quantity of its system; the transpose of `sum_by_system`.
+    """Gives every atom the quantity of its system; the transpose of `sum_by_system`, NaN as there.
 
     Args:
         values: (n_systems,).
@@ -153,7 +153,9 @@ def share_out(values: Tensor, system: System) -> Tensor:
     Returns:
         (n_atoms,).
     """
-    return values @ _members(system).to(values.dtype)
+    members, finite = _members(system).to(values.dtype), values.isfinite()
+    shared, lost = torch.where(finite, values, 0.0) @ members, (~finite).to(values.dtype) @ members
+    return torch.where(lost > 0.0, torch.nan, shared)
 
 
 def _members(system: System) -> Tensor:

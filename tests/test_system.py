@@ -9,7 +9,7 @@ import torch
 from checks import SYSTEMS, crystal, molecule, slab
 
 from mdlearn.atoms import to_system
-from mdlearn.system import concatenate, split, sum_by_system, volume
+from mdlearn.system import concatenate, share_out, split, sum_by_system, volume
 
 
 def test_split_undoes_concatenate() -> None:
@@ -58,6 +58,20 @@ def test_what_is_no_number_stays_in_its_system(value: float) -> None:
     (gradient,) = torch.autograd.grad(found[0].sum(), values)
     assert gradient.sum() == 18.0
     assert not gradient.isnan().any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_sharing_out_reaches_the_atoms_of_a_system_alone(value: float) -> None:
+    batch = concatenate([to_system(molecule()), to_system(crystal()), to_system(slab())])
+    values = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    assert torch.equal(share_out(values, batch), values[batch.system])
+    broken = torch.tensor([0.5, value, 3.0], dtype=torch.float64, requires_grad=True)
+    found = share_out(broken, batch)
+    own = batch.system == 1
+    assert found[own].isnan().all()
+    assert torch.equal(found[~own], broken[batch.system][~own])
+    (gradient,) = torch.autograd.grad(found[~own].sum(), broken)
+    assert gradient.tolist() == [9.0, 0.0, 8.0]
 
 
 def test_volume() -> None:
