@@ -31,8 +31,8 @@ def divide(system: System, neighbors: Neighbors, reach: int, most: int) -> Itera
     Atoms are halved where they are longest, until every half fits; so parts are compact, and have
     as little around them as may be. Systems that stand in one batch come apart first.
     """
-    x = system.positions.detach().cpu().numpy()
     batch, listed = system.system.cpu().numpy(), neighbors.j.cpu().numpy()
+    x = _wrapped(system, neighbors)
     waiting = [np.arange(len(x))]
     while waiting:
         atoms = waiting.pop()
@@ -49,6 +49,16 @@ def divide(system: System, neighbors: Neighbors, reach: int, most: int) -> Itera
         axis = np.ptp(x[atoms], axis=0).argmax()
         order = atoms[x[atoms, axis].argsort(kind="stable")]
         waiting += [np.sort(order[half:]), np.sort(order[:half])]
+
+
+def _wrapped(system: System, neighbors: Neighbors) -> NDArray[np.float64]:
+    """Positions (n_atoms, 3) Å in the cell, wherever atoms have gone."""
+    inverse = neighbors.inverse_cell[system.system]  # (n_atoms, 3, 3)
+    fractions = torch.bmm(system.positions[:, None], inverse)
+    whole = torch.where(system.pbc[system.system][:, None], fractions.floor(), 0.0)
+    inside = system.positions[:, None] - torch.bmm(whole, system.cell[system.system])
+    wrapped: NDArray[np.float64] = inside[:, 0].detach().cpu().numpy()
+    return wrapped
 
 
 def surroundings(atoms: Indices, listed: Indices, reach: int) -> Indices:

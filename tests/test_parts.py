@@ -53,6 +53,17 @@ def test_every_atom_is_in_one_part(most: int) -> None:
     assert all(len(part.members) <= most or len(part.atoms) == 1 for part in found)
 
 
+def test_where_atoms_have_gone_is_nothing_to_parts() -> None:
+    """Atoms of a liquid diffuse into other cells, and are as near to each other as ever."""
+    whole = torch.randint(-3, 4, LONG.positions.shape, dtype=torch.float64)
+    gone = LONG._replace(positions=LONG.positions + whole @ LONG.cell[0])
+    here, there = (list(divide(each, build(each, 3.5), 2, 40)) for each in (LONG, gone))
+    assert len(here) == len(there) < 12
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.atoms, other.atoms)
+        assert torch.equal(one.members, other.members)
+
+
 def test_systems_of_a_batch_come_apart_without_surroundings() -> None:
     names = ["CH3CH2OH", "H2O", "CH3CH2OH", "CH3OH"]
     batch = concatenate([to_system(molecule(name)) for name in names])
