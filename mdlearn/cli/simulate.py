@@ -130,7 +130,12 @@ def _begin(config: SimulateConfig) -> Beginning:
     else:
         copies = n_replicas // len(structures)
         potential = within_memory(
-            str(config.structure), potential, model.golden, neighbors, copies, config.atoms_at_once
+            str(config.structure),
+            potential,
+            model.golden,
+            neighbors,
+            copies,
+            at_once=config.atoms_at_once,
         )
         warn_of_surroundings(model.network, system)
         if config.relax:
@@ -259,7 +264,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
     if not isinstance(model, PropagatorModel):
         neighbors = build(select(system, running), network.cutoff, SKIN)
         potential = within_memory(
-            str(wanted.resume), potential, model.golden, neighbors, 1, config.atoms_at_once
+            str(wanted.resume), potential, model.golden, neighbors, at_once=config.atoms_at_once
         )
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)

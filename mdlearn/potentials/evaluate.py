@@ -72,6 +72,17 @@ class Frozen(ABC):
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """Bytes that an evaluation works in, besides its list of so many slots per atom."""
 
+    def choose_threads(self, system: System, neighbors: Neighbors) -> None:
+        """Settles how many threads share an evaluation of batches like this one, with its pairs.
+
+        Up to as many as torch has are tried, and all taken where there is enough for all to do.
+        """
+        most = torch.get_num_threads()
+        if neighbors.j.numel() > MANY_PAIRS:
+            self.team.size = most
+        else:
+            self.team.measure(most, lambda: self.evaluate(system, neighbors))
+
 
 Evaluable = Potential | Frozen
 
@@ -190,24 +201,11 @@ def assemble(
 
 
 def choose_threads(potential: Evaluable, system: System, neighbors: Neighbors) -> None:
-    """Settles how many threads share an evaluation, up to as many as torch has.
-
-    Loops are timed, unless there is enough for all to do. Operations of torch are not: see
-    `leave_one_thread`.
-
-    Args:
-        potential: what is to be evaluated.
-        system: a batch like those to come.
-        neighbors: its pairs.
-    """
-    pairs = neighbors.j.numel()
-    if not isinstance(potential, Frozen):
-        leave_one_thread(pairs)
-    elif pairs > MANY_PAIRS:
-        potential.team.size = torch.get_num_threads()
-    elif system.positions.device.type == "cpu":
-        most = torch.get_num_threads()
-        potential.team.measure(most, lambda: potential.evaluate(system, neighbors))
+    """Settles how many threads share an evaluation of batches like this one, with its pairs."""
+    if isinstance(potential, Frozen):
+        potential.choose_threads(system, neighbors)
+    else:
+        leave_one_thread(neighbors.j.numel())
 
 
 def kept_for_derivatives(

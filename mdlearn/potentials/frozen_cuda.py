@@ -90,6 +90,9 @@ class FrozenEquivariantOnGPU(Frozen):
         replay = _capture(launch) if inputs.positions.is_cuda else launch
         return Recording((n_systems, n_atoms, capacity), inputs, lists, replay)
 
+    def choose_threads(self, system: System, neighbors: Neighbors) -> None:
+        """See `Frozen`. A GPU needs none of the processor's."""
+
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`. The list is copied to where the recording reads it."""
         of_atom = sum(each.nbytes for each in make_workspace(self.weights, 1, capacity))

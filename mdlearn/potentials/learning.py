@@ -35,6 +35,7 @@ from mdlearn.potentials.kernels import learning as kernel
 from mdlearn.potentials.kernels import learning_layout as layout
 from mdlearn.potentials.kernels.atoms import total
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES
+from mdlearn.potentials.kernels.learning_sums import add_gradient
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import HARMONICS
 from mdlearn.potentials.network import ParametricPotential
@@ -247,7 +248,7 @@ class Point:
         factor, rank = factors.to(self.loops.network.one_hot.dtype).numpy(), index.numpy()
 
         def part(parts: tuple[int, int]) -> None:
-            kernel.add_gradient(parts, factor, rank, self.weights, work, gradient)
+            add_gradient(parts, factor, rank, self.weights, work, gradient)
 
         self.loops.team.share(10 * len(work.raw) - 4, part)
 

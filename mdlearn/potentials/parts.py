@@ -15,6 +15,7 @@ from mdlearn.division import Part, among_themselves, divide
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.evaluate import Frozen, assemble, differentiate
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.system import Evaluation, System
 
 VECTORS = 48
@@ -54,6 +55,10 @@ class InParts(Frozen):
             energies[atoms] = found.detach()
             slope[members] += g
         return assemble(system, neighbors, vectors, energies, slope)
+
+    def choose_threads(self, system: System, neighbors: Neighbors) -> None:
+        """See `Frozen`. They are those of torch, as for the potential itself."""
+        leave_one_thread(neighbors.j.numel())
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""

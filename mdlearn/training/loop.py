@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError, is_out_of_memory
 from mdlearn.files import write_atomically
-from mdlearn.potentials.evaluate import choose_threads
 from mdlearn.potentials.frozen import misgiving
 from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
@@ -152,7 +151,7 @@ class Training:
             return
         batch = concatenate([example] * count)
         try:
-            choose_threads(self.loops, batch.system, batch.neighbors)
+            self.loops.choose_threads(batch.system, batch.neighbors)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):  # a step knows what to do about that
                 raise
