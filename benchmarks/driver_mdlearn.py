@@ -32,6 +32,7 @@ from mdlearn.potentials.evaluate import Evaluable, choose_threads
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
 from mdlearn.potentials.threads import leave_one_thread
+from mdlearn.recorded import Steps
 from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
@@ -104,12 +105,14 @@ def step(
     radial: int,
     replicas: int,
     frozen: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Times a step of dynamics as `mdlearn simulate --ensemble nve` does it, guards included."""
     atoms = ase.io.read(structure)
     system = concatenate_systems([to_system(atoms)] * replicas)
     sizes = Size(features, interactions, radial)
-    network = random_network(system, cutoff, architecture, sizes)
+    network = random_network(system, cutoff, architecture, sizes).to(device)
+    system = System(*(each.to(device) for each in system))
     momenta = np.tile(atoms.get_momenta(), (replicas, 1))
     run = Run(network, freeze(network) if frozen else network, system, momenta)
     parameters = driving.count(network)
@@ -141,13 +144,20 @@ class Run:
         choose_threads(potential, system, build(system, network.cutoff, SKIN))
         config = SimulateConfig(ensemble="nve", timestep=driving.TIMESTEP_FS)
         self.dynamics = make_dynamics(config, network, potential, system)
-        self.snapshot = start(self.dynamics, system, torch.from_numpy(momenta))
+        self.block = Steps(self.dynamics)
+        given = torch.from_numpy(momenta).to(system.positions)
+        self.snapshot = start(self.dynamics, system, given)
 
     def advance(self, steps: int) -> None:
         """Does so many steps."""
         target = self.snapshot.state.step + steps
         self.snapshot = simulate(
-            self.dynamics, self.snapshot, steps=target, every=steps, observe=lambda _: True
+            self.dynamics,
+            self.snapshot,
+            steps=target,
+            every=steps,
+            observe=lambda _: True,
+            block=self.block,
         )
 
     def turn(self) -> None:

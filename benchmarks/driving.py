@@ -125,18 +125,22 @@ def time_dynamics(
         `processor_time` of a step in seconds, of all threads; and `peak_MB`, the largest memory
         that this process has had.
     """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(3):  # TorchScript optimizes during the second call
         began = time.perf_counter()
         advance(1)
+        wait()
         once = time.perf_counter() - began
     leg = max(1, min(LEG, int(seconds / 5.0 / once)))
     advance(leg)
+    wait()
     times: list[float] = []
     work = 0.0
     while len(times) < 3 or sum(times) * leg < seconds:
         turn()
         before, began = time.process_time(), time.perf_counter()
         advance(leg)
+        wait()
         times.append((time.perf_counter() - began) / leg)
         work += time.process_time() - before
     return {
@@ -148,7 +152,9 @@ def time_dynamics(
 
 
 def peak_memory() -> float:
-    """The largest resident memory of this process so far, in MB."""
+    """The largest resident memory of this process so far, in MB; of a GPU if it has used one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # `getrusage` counts what ran before in the same process, too
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))

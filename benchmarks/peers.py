@@ -46,6 +46,12 @@ PEERS = {
     # The e3nn that it pins reads a pickle of its own when it is imported.
     "mace": Peer(("mace-torch==0.3.16",), (), (("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"),)),
     "nequip": Peer(("nequip==0.19.1",)),
+    # Takes Python 3.12 or later.
+    "torchsim": Peer(
+        ("torch-sim-atomistic==0.6.2", "mace-torch==0.3.16", "vesin==0.6.2", "vesin-torch==0.6.2"),
+        (),
+        (("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"),),
+    ),
     # It pins sympy to at most 1.12, and torch needs a newer one. Development tools and everything
     # that belongs to its command line are left out; the library does not import them.
     "schnetpack": Peer(
@@ -166,7 +172,7 @@ def ask(
 def versions(names: list[str], environments: Path) -> str:
     """The versions that are compared, on one line."""
     packages = {"mdlearn": "mdlearn", "mace": "mace-torch", "nequip": "nequip"}
-    packages["schnetpack"] = "schnetpack"
+    packages |= {"schnetpack": "schnetpack", "torchsim": "torch-sim-atomistic"}
     found = []
     for name in names:
         package = packages[name]

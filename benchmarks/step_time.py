@@ -1,6 +1,7 @@
 """Milliseconds for a step of molecular dynamics: mdlearn and its peers, each in its own process.
 
     python benchmarks/step_time.py --threads 1 --output steptime
+    python benchmarks/step_time.py --device cuda --packages mdlearn mace torchsim --output gpu
 
 A step is velocity Verlet with forces and with neighbor lists, as each package makes them: MACE and
 NequIP by their calculators in ASE, with a list at every step; SchNetPack by its own simulator, and
@@ -13,6 +14,8 @@ Atoms begin at 300 K and turn back after 20 steps of 0.5 fs, so that lists wear 
 still stay what they are. Times are means of such legs. Peers come at sizes that their documentation
 recommends. In each round all engines take turns; ratios are of one round, so that what slows the
 whole machine down cancels. Nothing else should run on the machine meanwhile.
+
+On a GPU torch-sim takes part, with MACE, which has no batches of systems in ASE.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import ase.io
 import driving
 import numpy as np
 import peers
-from ase.neighborlist import neighbor_list
 from matplotlib.figure import Figure
+from vesin import ase_neighbor_list
 
 CUTOFF = 5.0
 SYSTEMS = ("data/ethanol.xyz:9", "data/water.xyz:192", "data/water.xyz:1536")
@@ -48,7 +51,6 @@ DEFAULT = {
     "features": 32,
     "interactions": 2,
     "radial": 12,
-    "replicas": 1,
 }
 SCHNET = {"architecture": "schnet", "features": 128, "interactions": 6, "radial": 20}
 PAINN = {"architecture": "painn", "features": 128, "interactions": 3, "radial": 20}
@@ -61,20 +63,28 @@ ENGINES = (
     Engine(
         "mdlearn SchNet, 128 features, 6 interactions, frozen",
         "mdlearn",
-        {**SCHNET, "replicas": 1, "frozen": True},
+        {**SCHNET, "frozen": True},
     ),
     Engine(
         "mdlearn PaiNN, 128 features, 3 interactions, frozen",
         "mdlearn",
-        {**PAINN, "replicas": 1, "frozen": True},
+        {**PAINN, "frozen": True},
     ),
     Engine("SchNetPack SchNet, 128 features, 6 interactions", "schnetpack", SCHNET),
     Engine("SchNetPack PaiNN, 128 features, 3 interactions", "schnetpack", PAINN),
     Engine("MACE, 64 channels, L = 0", "mace", {"channels": 64, "max_l": 0}),
     Engine("MACE, 64 channels, L = 1", "mace", {"channels": 64, "max_l": 1}),
+    Engine("MACE, 64 channels, L = 0, by torch-sim", "torchsim", {"channels": 64, "max_l": 0}),
+    Engine("MACE, 64 channels, L = 1, by torch-sim", "torchsim", {"channels": 64, "max_l": 1}),
     Engine("NequIP, 32 features, 4 layers, l = 1", "nequip", {**NEQUIP, "compiled": None}),
     Engine(COMPILED, "nequip", NEQUIP),
 )
+
+
+DEVICES = ("mdlearn", "mace", "torchsim")
+"""Packages that are asked for a GPU."""
+BATCHES = ("mdlearn", "torchsim")
+"""Packages that simulate several systems at once."""
 
 
 class Case(NamedTuple):
@@ -83,16 +93,23 @@ class Case(NamedTuple):
     name: str
     path: Path
     pairs: int
+    replicas: int
 
 
 def write_case(argument: str, folder: Path) -> Case:
-    """The system that `file:atoms` names, with its velocities, where every package can read it."""
-    path, n_atoms = argument.rsplit(":", 1)
+    """The system that `file:atoms` names, with its velocities, where every package can read it.
+
+    `file:atomsxreplicas` names so many of them.
+    """
+    path, sizes = argument.rsplit(":", 1)
+    n_atoms, replicas = [*sizes.split("x"), "1"][:2]
     atoms = driving.grow(path, int(n_atoms))
     name = f"{Path(path).stem}, {len(atoms):,} atoms"
+    name = f"{replicas} × {name}" if int(replicas) > 1 else name
     target = (folder / f"{Path(path).stem}-{len(atoms)}.xyz").resolve()
     ase.io.write(target, atoms, format="extxyz")
-    return Case(name, target, len(neighbor_list("i", atoms, CUTOFF)))
+    (first,) = ase_neighbor_list("i", atoms, CUTOFF)
+    return Case(name, target, len(first) * int(replicas), int(replicas))
 
 
 def short(value: float) -> str:
@@ -162,8 +179,9 @@ def main() -> None:
         "--packages",
         nargs="+",
         choices=("mdlearn", *peers.PEERS),
-        default=["mdlearn", *peers.PEERS],
+        default=["mdlearn", "mace", "nequip", "schnetpack"],
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("steptime"), help="a folder")
     peers.add_arguments(parser)
     options = parser.parse_args()
@@ -184,6 +202,12 @@ def main() -> None:
             for engine in engines:
                 request: dict[str, Any] = {"action": "step", "structure": str(case.path)}
                 request |= {"seconds": options.seconds, "cutoff": CUTOFF, **engine.model}
+                if engine.package in DEVICES:
+                    request["device"] = options.device
+                if engine.package in BATCHES:
+                    request["replicas"] = case.replicas
+                elif case.replicas > 1:
+                    continue
                 if engine.label == COMPILED:
                     # Made in the first round, which takes minutes, and for the system at hand.
                     request["compiled"] = str(case.path.with_suffix(".nequip.pt2"))

@@ -32,6 +32,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mdlearn.atoms import read_atoms, read_frames
 
 CUTOFF = 5.0
+TRAINED = ("mdlearn", "mace", "nequip", "schnetpack")
 
 
 class Network(NamedTuple):
@@ -148,8 +149,8 @@ def main() -> None:
     parser.add_argument(
         "--packages",
         nargs="+",
-        choices=("mdlearn", *peers.PEERS),
-        default=["mdlearn", *peers.PEERS],
+        choices=TRAINED,
+        default=TRAINED,
     )
     parser.add_argument(
         "--compiled",

@@ -121,14 +121,31 @@ def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: flo
     if limits is None:
         nothing = neighbors.j.new_empty(0)
         return Watched(nothing, nothing, shift.new_empty(0, 3), shift.new_empty(0))
+    closest = limits.distance * limits.nearest
+    if shift.device.type != "cpu":
+        return watch_by_operations(neighbors, system, closest, skin)
     lists = (neighbors.j, shift, neighbors.reverse, neighbors.valid)
     places = (neighbors.reference, neighbors.reference_cell, system.system, system.numbers)
-    closest = (limits.distance * limits.nearest).cpu().numpy()
-    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest, skin)
-    slots = torch.from_numpy(chosen).to(shift.device)
+    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest.numpy(), skin)
+    slots = torch.from_numpy(chosen)
     n = slots // neighbors.j.shape[1]
     found = (neighbors.j.view(-1)[slots], shift.view(-1, 3)[slots])
     return Watched(n, *found, torch.from_numpy(nearest).to(shift))
+
+
+def watch_by_operations(
+    neighbors: Neighbors, system: System, closest: Tensor, skin: float
+) -> Watched:
+    """`watch`, for a GPU; how near pairs may come is (119, 119) Å, by atomic numbers."""
+    slots = torch.arange(neighbors.j.numel(), device=closest.device).view_as(neighbors.j)
+    n, k = torch.nonzero(neighbors.valid & (neighbors.reverse >= slots), as_tuple=True)
+    j, shift = neighbors.j[n, k], neighbors.shift[n, k]
+    nearest = closest[system.numbers[n], system.numbers[j]].to(shift)
+    translation = torch.bmm(shift[:, None], neighbors.reference_cell[system.system[n]])[:, 0]
+    x = neighbors.reference
+    squared = (x[j] - x[n] + translation).square().sum(1)
+    chosen = torch.nonzero(squared <= (nearest + skin).square())[:, 0]
+    return Watched(n[chosen], j[chosen], shift[chosen], nearest[chosen])
 
 
 @compiled()

@@ -32,6 +32,8 @@ WIDE_SKIN = 1.5
 FEW_ATOMS = 24
 PAIRWISE_SKIN = 1.0
 """Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
+MANY_ATOMS = 500
+"""Of a system that a GPU searches itself; fewer cost it more launches than they take a CPU."""
 LARGEST_EXTENT = 1e5
 """Å. The cell list ends the whole process for open systems that span ten times this."""
 
@@ -76,7 +78,7 @@ def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -
         UnstableError: a position is not finite, or an open system has flown apart.
         DataError: a periodic system has a cell without volume.
     """
-    return _build(split(system), range(len(system.charge)), cutoff + skin, capacity)
+    return _build(system, range(len(system.charge)), cutoff + skin, capacity)
 
 
 def choose_skin(system: System) -> float:
@@ -104,7 +106,7 @@ def rebuild(
     if bool(chosen.all()):
         return build(system, cutoff, skin, capacity)
     systems, atoms = torch.nonzero(chosen)[:, 0], torch.nonzero(chosen[system.system])[:, 0]
-    part = _build(split(select(system, chosen)), systems.tolist(), cutoff + skin, capacity)
+    part = _build(select(system, chosen), systems.tolist(), cutoff + skin, capacity)
     width = part.j.shape[1]
     if width > capacity:
         neighbors = concatenate([neighbors], width)
@@ -121,17 +123,20 @@ def rebuild(
     )
 
 
-def _build(
-    systems: Sequence[System], indices: Sequence[int], reach: float, capacity: int
-) -> Neighbors:
-    """The lists of systems, which messages call by their indices."""
+def _build(system: System, indices: Sequence[int], reach: float, capacity: int) -> Neighbors:
+    """The lists of a batch of systems, which messages call by their indices."""
+    device = system.positions.device
+    if device.type == "cuda" and len(indices) == 1 and len(system.numbers) > MANY_ATOMS:
+        return _build_on_device(system, indices[0], reach, capacity)
+    # One after another, where it costs nothing to ask; they go to a device together.
+    systems = split(System(*(each.detach().cpu() for each in system)))
     parts = [
         _build_one(each, index, reach, capacity)
         for each, index in zip(systems, indices, strict=True)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    return concatenate(parts, max(each.j.shape[1] for each in parts))
+    width = max(each.j.shape[1] for each in parts)
+    whole = parts[0] if len(parts) == 1 else concatenate(parts, width)
+    return Neighbors(*(each.to(device) for each in whole))
 
 
 def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
@@ -168,28 +173,89 @@ def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
 
 def _build_one(system: System, index: int, reach: float, capacity: int) -> Neighbors:
     """The list of a single system, as wide as the one before or as its busiest atom needs."""
-    positions = system.positions.detach().cpu().double().numpy()
-    cell = system.cell[0].detach().cpu().double().numpy()
-    pbc = system.pbc[0].cpu().numpy()
+    positions, cell = system.positions.double().numpy(), system.cell[0].double().numpy()
+    pbc = system.pbc[0].numpy()
     _check_geometry(positions, cell, pbc, index)
     search = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, shift = search.compute(positions, _complete(cell, pbc), pbc, "ijS")
 
     rows = _lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
-    target, translation, partner, valid = (
-        torch.from_numpy(each).to(system.positions.device) for each in rows
-    )
+    target, translation, partner, valid = map(torch.from_numpy, rows)
     dtype = system.positions.dtype
     return Neighbors(
         target,
         translation.to(dtype),
         partner,
         valid,
-        system.positions.detach(),
-        system.cell.detach(),
-        torch.linalg.pinv(system.cell.detach()) if cell.any() else system.cell.detach(),
-        torch.tensor(reach, dtype=dtype, device=system.positions.device),
+        system.positions,
+        system.cell,
+        torch.linalg.pinv(system.cell) if cell.any() else system.cell,
+        torch.tensor(reach, dtype=dtype),
     )
+
+
+def _build_on_device(system: System, index: int, reach: float, capacity: int) -> Neighbors:
+    """The same for a large system on a GPU, which both searches and lays out."""
+    positions, cells = system.positions.detach(), system.cell.detach()
+    cell, pbc = cells[0].cpu().double().numpy(), system.pbc[0].cpu().numpy()
+    corners = torch.stack([positions.amin(0), positions.amax(0)])
+    seen = corners if bool(corners.isfinite().all()) else positions  # to say which atom it is
+    _check_geometry(seen.cpu().double().numpy(), cell, pbc, index)
+    search = vesin.NeighborList(cutoff=reach, full_list=True)
+    box = torch.from_numpy(_complete(cell, pbc)).to(positions.device)
+    i, j, shift = search.compute(positions.double(), box, system.pbc[0], "ijS")
+    i, j = (each.view(torch.int64) for each in (i, j))  # of torch's young unsigned type
+    rows = lay_out_full(i, j, shift.long(), len(positions), capacity)
+    target, translation, partner, valid = rows
+    return Neighbors(
+        target,
+        translation.to(positions.dtype),
+        partner,
+        valid,
+        positions,
+        cells,
+        torch.linalg.pinv(cells.cpu()).to(cells) if cell.any() else cells,
+        torch.tensor(reach, dtype=positions.dtype, device=positions.device),
+    )
+
+
+def lay_out_full(
+    i: Tensor, j: Tensor, shift: Tensor, n_atoms: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows of neighbors from a full list, in any order: `_lay_out` by operations, for a GPU.
+
+    Args:
+        i: (pairs,) int64, one atom,
+        j: (pairs,) int64, the other,
+        shift: (pairs, 3) int64, and the lattice translation of that.
+        n_atoms: how many rows.
+        capacity: of the list before.
+    """
+    # Numbers that sort by atom, neighbor and translation, and are found again from the other end.
+    base = 2 * int(shift.abs().max()) + 1 if len(i) else 1
+
+    def number(i: Tensor, j: Tensor, shift: Tensor) -> Tensor:
+        key = i * n_atoms + j
+        for s in reversed(shift.unbind(1)):
+            key = key * base + s + base // 2
+        return key
+
+    keys, order = number(i, j, shift).sort()
+    i, j, shift = i[order], j[order], shift[order]
+    counts = torch.bincount(i, minlength=n_atoms)
+    widest = max(1, int(counts.max()))
+    width = capacity
+    if widest > capacity:
+        width = -(-max(widest, int(1.1 * capacity)) // 4) * 4
+    place = torch.arange(len(i), device=i.device)
+    slot = i * width + place - (counts.cumsum(0) - counts)[i]
+    twin = torch.searchsorted(keys, number(j, i, -shift))
+    slots = torch.arange(n_atoms * width, device=i.device)
+    target = (slots // width).index_copy(0, slot, j).view(n_atoms, width)
+    reverse = slots.index_copy(0, slot, slot[twin]).view(n_atoms, width)
+    translation = shift.new_zeros(n_atoms * width, 3).index_copy(0, slot, shift)
+    valid = slots.new_zeros(len(slots), dtype=torch.bool).index_fill(0, slot, True)
+    return target, translation.view(n_atoms, width, 3), reverse, valid.view(n_atoms, width)
 
 
 @compiled()

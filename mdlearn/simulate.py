@@ -34,12 +34,17 @@ from mdlearn.integrators.integrator import (
 from mdlearn.momenta import inertia, noise, rank
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
 from mdlearn.potentials.evaluate import Evaluable, evaluate
+from mdlearn.recorded import Steps
 from mdlearn.system import Evaluation, System, sum_by_system
 from mdlearn.trips import Trip, find_trips, leap
 
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
 They change the time that a run takes, and not a bit of it."""
+SHORTEST = 4
+"""Steps of a block that are tried in any case: to look costs more than to do so few again."""
+TINY = 1e-6
+"""Å in a step; nobody need look for slower atoms."""
 WORN = 0.75 / 2
 """Of the skin. A list is replaced when an atom has moved so far, while it is still good for a step:
 then hardly ever is a step done in vain."""
@@ -250,6 +255,7 @@ def simulate(
     steps: int,
     every: int,
     observe: Callable[[Snapshot], bool],
+    block: Steps | None = None,
 ) -> Snapshot:
     """Runs dynamics up to a step.
 
@@ -259,6 +265,7 @@ def simulate(
         steps: the step to end at, counted from the start of the simulation.
         every: `observe` is called after each multiple of this many steps, and after the last.
         observe: is shown the snapshot; returns whether to go on.
+        block: of these dynamics, which a GPU need not record again.
 
     Returns:
         The last snapshot; its step is `steps` unless `observe` ended the run.
@@ -275,7 +282,9 @@ def simulate(
     older = newer = snapshot
     skin, lists = dynamics.skin, _list(dynamics, state.system, neighbors)
     moved = _moved(state.system, neighbors)
-    longest = pace = BLOCK[state.momenta.device.type]
+    longest = ahead = BLOCK[state.momenta.device.type]
+    speed = np.zeros_like(moved)
+    block = block or Steps(dynamics)
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
         # nowhere else: so the life of a list depends on the trajectory of its system alone, and so
@@ -284,9 +293,10 @@ def simulate(
         if worn.any():
             lists = _renew(dynamics, state.system, lists, worn)
             moved = np.where(worn, 0.0, moved)
-        length = min(pace, every - state.step % every, steps - state.step)
-        trial, now, good, share = _run_block(dynamics, state, lists, conserved, moved, length)
-        pace = min(2 * pace, longest) if good == length else max(good, 1)
+        if longest > 1:
+            ahead = _steps_ahead(moved, speed, skin, longest)
+        length = min(ahead, every - state.step % every, steps - state.step)
+        trial, now, good, share = _run_block(block, state, lists, conserved, moved, length)
         if good == 0:
             first = dynamics.step(state, lists.neighbors)
             left = ~(_moved(first.system, lists.neighbors) <= skin / 2)  # True for NaN
@@ -298,12 +308,13 @@ def simulate(
             moved = np.where(left, 0.0, moved)
             continue
         if good < length:
-            trial, now, _, share = _run_block(dynamics, state, lists, conserved, moved, good)
+            trial, now, _, share = _run_block(block, state, lists, conserved, moved, good)
         if not share <= 1.0:  # NaN trips too
             tripped = _to_trip(dynamics, state, lists, conserved)
             last = Snapshot(tripped, lists.neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
+        speed = (now - moved) / good
         state, moved = trial, now
         snapshot = Snapshot(state, lists.neighbors, conserved)
         if state.step - newer.state.step >= CRASH_STEPS:
@@ -325,6 +336,19 @@ def _moved(system: System, neighbors: Neighbors) -> NDArray[Any]:
     return moved
 
 
+def _steps_ahead(moved: NDArray[Any], speed: NDArray[Any], skin: float, longest: int) -> int:
+    """For how many steps the lists of all systems are going to be good, as far as one can tell.
+
+    Args:
+        moved: (n_systems,) Å, how far atoms have moved.
+        speed: (n_systems,) Å, how far they move in a step.
+        skin: Å, of the lists.
+        longest: how many steps are asked for at most.
+    """
+    left = (WORN * skin - moved) / np.maximum(speed, TINY)
+    return int(min(longest, max(SHORTEST, left.min())))
+
+
 def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.bool_]) -> Lists:
     """New lists for the chosen systems, (n_systems,)."""
     chosen = torch.from_numpy(which).to(system.positions.device)
@@ -333,7 +357,7 @@ def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.b
 
 
 def _run_block(
-    dynamics: Dynamics,
+    block: Steps,
     state: State,
     lists: Lists,
     conserved: Tensor,
@@ -346,15 +370,12 @@ def _run_block(
         The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
-    neighbors, watched = lists
-    ways, used = [], []
-    for _ in range(length):
-        state = dynamics.step(state, neighbors)
-        ways.append(moved_since_build(state.system, neighbors))
-        used.append(shares(state, watched, conserved, dynamics.limits).flatten())
-    seen = torch.cat([*ways, *used]).cpu().numpy()  # the only look at values in a block
+    state, ways, used = block.run(state, lists, conserved, length)
+    values = [*ways, *(each.flatten() for each in used)]
+    seen = torch.cat(values).cpu().numpy()  # the only look at values in a block
+    skin = block.dynamics.skin
     way = np.concatenate([moved[None], seen[: length * len(moved)].reshape(length, -1)])
-    good = ((way[:-1] <= WORN * dynamics.skin) & (way[1:] <= dynamics.skin / 2)).all(1)
+    good = ((way[:-1] <= WORN * skin) & (way[1:] <= skin / 2)).all(1)
     steps = length if good.all() else int(good.argmin())
     return state, way[-1], steps, float(seen[length * len(moved) :].max())
 

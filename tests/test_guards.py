@@ -32,6 +32,7 @@ from mdlearn.guards import (
     shares,
     unfamiliar_atom,
     watch,
+    watch_by_operations,
 )
 from mdlearn.integrators import Forces, Integrator, State, Surroundings, kinetic_energy
 from mdlearn.labels import Labels
@@ -434,6 +435,11 @@ def test_all_that_could_come_near_is_watched(skin: float, least: int) -> None:
     assert twice == expected
     assert len(expected) == 2 * len(once)
     assert len(once) >= least
+    closest = limits.distance * limits.nearest
+    for one, other in zip(
+        found, watch_by_operations(neighbors, system, closest, skin), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_one_loop_says_what_operations_say() -> None:

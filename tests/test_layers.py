@@ -21,7 +21,7 @@ MODULES = {
 BELOW = ("units", "errors", "system", "neighbors", "division", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors", "jit", "lanes"}
+CORE = {"system", "neighbors", "units", "errors", "jit", "lanes", "graph"}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
@@ -33,7 +33,16 @@ ALLOWED = {
     "guards": {"integrators", "potentials.wall", *CORE},
     "trips": {"guards", "integrators", *CORE},
     "momenta": {"system"},
-    "simulate": {"guards", "trips", "momenta", "integrators", "potentials.evaluate", *CORE},
+    "recorded": {"guards", "integrators", "potentials.evaluate", *CORE},
+    "simulate": {
+        "guards",
+        "trips",
+        "momenta",
+        "recorded",
+        "integrators",
+        "potentials.evaluate",
+        *CORE,
+    },
     "minimize": {"simulate", "integrators", "potentials.evaluate", *CORE},
     "timestep": {"simulate", "momenta", "integrators", "potentials.evaluate", *CORE},
     "probes": CORE,

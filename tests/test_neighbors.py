@@ -22,6 +22,7 @@ from mdlearn.neighbors import (
     SKIN,
     WIDE_SKIN,
     Neighbors,
+    _build_on_device,
     _moved_by_operations,
     build,
     choose_skin,
@@ -29,9 +30,10 @@ from mdlearn.neighbors import (
     pair_vectors,
     rebuild,
 )
-from mdlearn.system import concatenate
+from mdlearn.system import System, concatenate
 
 CUTOFFS = (1.7, 3.5, 6.1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def as_is(atoms: ase.Atoms) -> None:
@@ -112,6 +114,29 @@ def test_finds_the_pairs_of_any_system(
     neighbors = build(system, cutoff)
     assert sorted(listed_pairs(neighbors)) == sorted(brute_force_pairs(system, cutoff))
     assert_consistent(neighbors, pair_vectors(system, neighbors))
+
+
+@every_system
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+@pytest.mark.parametrize("capacity", [0, 3, 40])
+def test_what_a_gpu_lays_out_is_the_same_list(name: str, cutoff: float, capacity: int) -> None:
+    system = to_system(SYSTEMS[name]())
+    system = System(*(each.to(DEVICE) for each in system))
+    found = _build_on_device(system, 0, cutoff, capacity)
+    expected = build(System(*(each.cpu() for each in system)), cutoff, 0.0, capacity)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one.cpu(), other, rtol=0.0, atol=0.0)
+
+
+def test_what_a_gpu_cannot_search_it_says() -> None:
+    system = System(*(each.to(DEVICE) for each in to_system(crystal())))
+    positions = system.positions.clone()
+    positions[5, 1] = torch.nan
+    with pytest.raises(UnstableError, match="system 2, atom 5"):
+        _build_on_device(system._replace(positions=positions), 2, 3.0, 0)
+    with pytest.raises(DataError, match="has no volume"):
+        _build_on_device(system._replace(cell=0.0 * system.cell), 0, 3.0, 0)
 
 
 def test_skin_reaches_further() -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mdlearn.graph import capture, is_recording
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.equivariant import NEAR, Equivariant
 from mdlearn.potentials.evaluate import Frozen
@@ -18,7 +19,7 @@ from mdlearn.potentials.kernels import triton_pairs as pair
 from mdlearn.potentials.kernels.triton_layout import RADIAL, KernelError, Workspace, make_workspace
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.wall import STIFFNESS
-from mdlearn.system import Evaluation, System, sum_by_system
+from mdlearn.system import Evaluation, System, sum_by_system, volume
 
 THREADS = 128
 """Of a program, one for each feature of each of its atoms."""
@@ -34,6 +35,7 @@ class Recording(NamedTuple):
 
     shape: tuple[int, int, int]
     """Systems, atoms, and neighbors of an atom."""
+    work: Workspace
     system: System
     neighbors: Neighbors
     replay: Callable[[], Evaluation]
@@ -70,6 +72,8 @@ class FrozenEquivariantOnGPU(Frozen):
             except KernelError as error:  # which is no RuntimeError, unlike what torch raises
                 raise RuntimeError(f"no kernels for this GPU: {error}") from error
             self.listed = neighbors
+        if is_recording():  # all of a step, on inputs that stay where they are, too
+            return self.launch(self.recording.work, system, neighbors)
         if self.listed is not neighbors:
             for mine, new in zip(self.recording.neighbors, neighbors, strict=True):
                 mine.copy_(new)
@@ -87,8 +91,8 @@ class FrozenEquivariantOnGPU(Frozen):
         def launch() -> Evaluation:
             return self.launch(work, inputs, lists)
 
-        replay = _capture(launch) if inputs.positions.is_cuda else launch
-        return Recording((n_systems, n_atoms, capacity), inputs, lists, replay)
+        replay = capture(launch, inputs.positions.device)
+        return Recording((n_systems, n_atoms, capacity), work, inputs, lists, replay)
 
     def choose_threads(self, system: System, neighbors: Neighbors) -> None:
         """See `Frozen`. A GPU needs none of the processor's."""
@@ -110,9 +114,8 @@ class FrozenEquivariantOnGPU(Frozen):
             self._backward(layer, work, index, neighbors)
         self._push(work, neighbors)
         energy = sum_by_system(work.energies, system)
-        a, b, c = system.cell.unbind(1)
-        volume = (a * torch.linalg.cross(b, c)).sum(1).abs()[:, None, None]
-        stress = sum_by_system(work.virials, system) / torch.where(volume > 0.0, volume, torch.nan)
+        space = volume(system)[:, None, None]
+        stress = sum_by_system(work.virials, system) / torch.where(space > 0.0, space, torch.nan)
         return Evaluation(energy, work.forces, stress, work.energies, work.virials)
 
     def _look(self, work: Workspace, system: System, index: Tensor, neighbors: Neighbors) -> None:
@@ -353,20 +356,6 @@ class FrozenEquivariantOnGPU(Frozen):
             len(self.species),
             _power_of_two(capacity),
         )
-
-
-def _capture(launch: Callable[[], Evaluation]) -> Callable[[], Evaluation]:
-    """A CUDA graph of what a function launches, in its place."""
-    launch()  # compiles kernels, which must not happen while a graph is captured
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        evaluation = launch()
-
-    def replay() -> Evaluation:
-        graph.replay()
-        return evaluation
-
-    return replay
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,0 +1,168 @@
+"""Steps of dynamics as one graph, for a GPU: recorded once for their shapes, and then replayed.
+
+A step is some hundred operations on small tensors, and a GPU takes microseconds to be told of each.
+An integrator is a pure function of fixed shapes that waits for nothing, so all it launches, the
+forces and the guards can be recorded. What a step is given lies where the recording reads it: the
+state, which the recording replaces by that after the step; lists, which are copied there when they
+change; and what the world does in the step.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdlearn.graph import capture
+from mdlearn.guards import Watched, shares
+from mdlearn.integrators.integrator import State, Surroundings
+from mdlearn.neighbors import Neighbors, moved_since_build
+from mdlearn.potentials.evaluate import Frozen
+from mdlearn.system import Evaluation, System
+
+if TYPE_CHECKING:
+    from mdlearn.simulate import Dynamics, Lists
+
+
+Ways = list[Tensor]
+"""Of each step, how far atoms have moved since lists were built, (n_systems,) Å;"""
+Shares = list[Tensor]
+"""and the guards' shares, see `guards.shares`."""
+
+
+class Steps:
+    """Does steps of some dynamics on one list: one by one, or on a GPU as recorded."""
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        """Records nothing yet."""
+        self.dynamics = dynamics
+        self.recorded: RecordedSteps | None = None
+
+    def run(
+        self, state: State, lists: Lists, conserved: Tensor, length: int
+    ) -> tuple[State, Ways, Shares]:
+        """The state after so many steps, and what is known of each of them."""
+        if pays(self.dynamics, state):
+            if self.recorded is None or self.recorded.shape != shape_of(lists):
+                self.recorded = None  # and its memory is free
+                self.recorded = RecordedSteps(self.dynamics, state, lists, conserved)
+            return self.recorded.run(state, lists, conserved, length)
+        ways, used = [], []
+        for _ in range(length):
+            state = self.dynamics.step(state, lists.neighbors)
+            ways.append(moved_since_build(state.system, lists.neighbors))
+            used.append(shares(state, lists.watched, conserved, self.dynamics.limits))
+        return state, ways, used
+
+
+def pays(dynamics: Dynamics, state: State) -> bool:
+    """Whether a recording is worth it; derivatives by autograd are not recorded."""
+    return state.momenta.device.type == "cuda" and isinstance(dynamics.potential, Frozen)
+
+
+class Shape(NamedTuple):
+    """What a recording is for."""
+
+    capacity: int
+    """Slots of a row of the neighbor list."""
+    watched: int
+    """Places for pairs that are watched."""
+
+
+class RecordedSteps:
+    """A recording of the step of some dynamics."""
+
+    def __init__(self, dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> None:
+        """Records it, for lists of this size.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+        self.dynamics = dynamics
+        self.shape = shape_of(lists)
+        self.state = _state(list(map(_copy, _tensors(state))), 0)
+        self.conserved = _copy(conserved)
+        self.neighbors = Neighbors(*map(_copy, lists.neighbors))
+        self.watched = Watched(*map(_copy, _padded(lists.watched, self.shape.watched)))
+        self.lists = lists
+        self.given = dynamics.surroundings(state)[:3]
+        self.world = [_copy(each) for each in self.given]
+        self.replay = capture(self._step, state.momenta.device)
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """Replaces the state by that after a step; how far atoms have moved, and guards' shares."""
+        forces = self.dynamics.forces(self.neighbors)
+        noise, kT, pressure = self.world
+        surroundings = Surroundings(noise, kT, pressure, self.neighbors)
+        after = self.dynamics.integrator.step(self.state, forces, surroundings)
+        moved = moved_since_build(after.system, self.neighbors)
+        used = shares(after, self.watched, self.conserved, self.dynamics.limits)
+        for mine, new in zip(_tensors(self.state), _tensors(after), strict=True):
+            if mine is not new:
+                mine.copy_(new)
+        return moved, used
+
+    def run(
+        self, state: State, lists: Lists, conserved: Tensor, length: int
+    ) -> tuple[State, Ways, Shares]:
+        """See `Steps.run`; the lists are of the shape that was recorded."""
+        for mine, theirs in zip(_tensors(self.state), _tensors(state), strict=True):
+            mine.copy_(theirs)
+        self.conserved.copy_(conserved)
+        if lists is not self.lists:
+            padded = _padded(lists.watched, self.shape.watched)
+            kept = [*self.neighbors, *self.watched]
+            for mine, theirs in zip(kept, [*lists.neighbors, *padded], strict=True):
+                mine.copy_(theirs)
+            self.lists = lists
+        ways, used = [], []
+        for step in range(state.step, state.step + length):
+            given = self.dynamics.surroundings(state._replace(step=step))
+            for mine, now, before in zip(self.world, given[:3], self.given, strict=True):
+                if now is not before:
+                    mine.copy_(now)
+            self.given = given[:3]
+            moved, shared = self.replay()
+            ways.append(moved.clone())
+            used.append(shared.clone())
+        tensors = [each.clone() for each in _tensors(self.state)]
+        return _state(tensors, state.step + length), ways, used
+
+
+def shape_of(lists: Lists) -> Shape:
+    """The shape of a recording that lists fit into, with room for more pairs to watch."""
+    count = len(lists.watched.n)
+    places = max(64, 1 << (count - 1).bit_length()) if count else 0
+    return Shape(lists.neighbors.j.shape[1], places)
+
+
+def _padded(watched: Watched, count: int) -> Watched:
+    """Filled up with the first pair, again and again: the largest share stays what it is."""
+    more = count - len(watched.n)
+    return Watched(*(torch.cat([each, each[:1].expand(more, *each.shape[1:])]) for each in watched))
+
+
+def _tensors(state: State) -> list[Tensor]:
+    """All of a state but its step."""
+    parts = (state.bath, state.variables, state.freedom)
+    return [*state.system, state.momenta, *state.evaluation, *parts]
+
+
+def _state(tensors: list[Tensor], step: int) -> State:
+    """The inverse of `_tensors`."""
+    each = iter(tensors)
+    return State(
+        System(*islice(each, len(System._fields))),
+        next(each),
+        Evaluation(*islice(each, len(Evaluation._fields))),
+        bath=next(each),
+        variables=next(each),
+        freedom=next(each),
+        step=step,
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,142 @@
+"""Steps that are recorded are the steps that they were; on a CPU without a graph of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from checks import crystal, molecule, random_network
+from test_simulate import INTEGRATORS, every_ensemble, potential
+
+from mdlearn import recorded
+from mdlearn.atoms import to_system
+from mdlearn.guards import make_limits
+from mdlearn.momenta import maxwell_boltzmann
+from mdlearn.neighbors import build
+from mdlearn.potentials.equivariant import Equivariant
+from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
+from mdlearn.potentials.frozen import freeze
+from mdlearn.simulate import (
+    SHORTEST,
+    WORN,
+    Dynamics,
+    Snapshot,
+    _list,
+    _steps_ahead,
+    piecewise_linear,
+    simulate,
+    start,
+)
+from mdlearn.system import System, concatenate
+from mdlearn.units import GPa, kB
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def chosen() -> Evaluable:
+    """What is recorded on a GPU is frozen; elsewhere anything will do."""
+    if DEVICE == "cpu":
+        return potential()
+    return freeze(random_network(Equivariant, scale=0.1).to(DEVICE))
+
+
+def dynamics_of(ensemble: str, evaluable: Evaluable, system: System) -> Dynamics:
+    """At a temperature and a pressure that rise, one atom held, and with all guards."""
+    kT = piecewise_linear([(0, 600.0 * kB), (100, 700.0 * kB)], system)
+    pressure = piecewise_linear([(0, 1.0 * GPa), (100, 3.0 * GPa)], system)
+    seeds = list(range(len(system.charge)))
+    mobile = torch.ones_like(system.masses)[:, None]
+    if ensemble in ("nve", "langevin"):
+        mobile[-1] = 0.0
+    closest = [(1, 6, 0.4), (6, 8, 0.6), (6, 6, 0.7), (1, 8, 0.4)]
+    forces = [(1, 1e4), (6, 1e4), (8, 1e4)]
+    limits = make_limits(closest, forces, torch.full_like(system.charge, torch.inf))
+    limits = limits._replace(drift=torch.inf)
+    integrator = INTEGRATORS[ensemble]
+    return Dynamics(evaluable, integrator, kT, pressure, seeds, mobile, limits)
+
+
+def hot_start(dynamics: Dynamics, system: System) -> Snapshot:
+    momenta = maxwell_boltzmann(system, 900.0 * kB, dynamics.seeds, dynamics.mobile)
+    return start(dynamics, system, momenta)
+
+
+@every_ensemble
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_recording_changes_no_bit(
+    ensemble: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [to_system(crystal(seed=seed)) for seed in range(count)]
+    system = System(*(each.to(DEVICE) for each in concatenate(parts)))
+    dynamics = dynamics_of(ensemble, chosen(), system)
+    first = hot_start(dynamics, system)
+    ends = []
+    for pays in (True, False):
+        monkeypatch.setattr(recorded, "pays", lambda *_, pays=pays: pays)
+        block = recorded.Steps(dynamics)
+        snapshot = first
+        for end in (20, 40):
+            snapshot = simulate(
+                dynamics, snapshot, steps=end, every=7, observe=lambda _: True, block=block
+            )
+        assert (block.recorded is not None) == pays
+        ends.append(snapshot)
+    one, two = (each.state for each in ends)
+    moved = (one.system.positions - first.state.system.positions).norm(dim=1).max()
+    assert moved > 0.25  # so lists were renewed
+    for ours, theirs in zip(recorded._tensors(one), recorded._tensors(two), strict=True):
+        assert torch.equal(ours, theirs)
+    assert one.step == two.step == 40
+
+
+def test_a_snapshot_is_not_overwritten_by_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "pays", lambda *_: True)
+    system = System(*(each.to(DEVICE) for each in to_system(crystal())))
+    dynamics = dynamics_of("nve", chosen(), system)
+    seen: list[Snapshot] = []
+    first = hot_start(dynamics, system)
+    kept = first.state.system.positions.clone()
+    simulate(dynamics, first, steps=6, every=2, observe=lambda s: not seen.append(s))
+    assert torch.equal(first.state.system.positions, kept)
+    assert len({each.state.system.positions.data_ptr() for each in seen}) == 3
+    assert not torch.equal(seen[0].state.system.positions, seen[1].state.system.positions)
+    for each in seen:
+        again = evaluate(dynamics.potential, each.state.system, build(system, 3.5, 1.0))
+        assert (again.energy - each.state.evaluation.energy).abs().max() < 1e-9
+
+
+def test_pairs_to_watch_fill_a_shape_and_trip_as_they_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Filling up with what is there already changes no share."""
+    system = System(*(each.to(DEVICE) for each in to_system(molecule("H2O"))))
+    dynamics = dynamics_of("csvr", chosen(), system)
+    limits = make_limits([(1, 8, 1.2), (1, 1, 1.2)], [], torch.full_like(system.charge, torch.inf))
+    dynamics = dynamics._replace(limits=limits)
+    first = hot_start(dynamics, system)
+    shares = []
+    for pays in (True, False):
+        monkeypatch.setattr(recorded, "pays", lambda *_, pays=pays: pays)
+
+        lists = _list(dynamics, system, first.neighbors)
+        _, _, used = recorded.Steps(dynamics).run(first.state, lists, first.conserved, 3)
+        shares.append(torch.stack(used))
+    assert len(lists.watched.n) > 0
+    assert torch.equal(*shares)
+
+
+def test_only_what_is_frozen_is_recorded_on_a_gpu() -> None:
+    system = System(*(each.to(DEVICE) for each in to_system(crystal())))
+    dynamics = dynamics_of("nve", chosen(), system)
+    state = hot_start(dynamics, system).state
+    assert recorded.pays(dynamics, state) == (DEVICE == "cuda")
+    assert isinstance(dynamics.potential, Frozen) == (DEVICE == "cuda")
+
+
+def test_blocks_end_about_where_lists_do() -> None:
+    skin = 0.5
+    worn = WORN * skin
+    assert _steps_ahead(np.array([0.0]), np.array([0.0]), skin, 32) == 32
+    assert _steps_ahead(np.array([0.0]), np.array([worn / 10.5]), skin, 32) == 10
+    assert _steps_ahead(np.array([0.0, worn / 2]), np.full(2, worn / 20.5), skin, 32) == 10
+    assert _steps_ahead(np.array([worn]), np.array([worn]), skin, 32) == SHORTEST
