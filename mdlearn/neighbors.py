@@ -28,7 +28,7 @@ SKIN = 0.5
 """Å, for dynamics. Wider lists live longer and cost more at every step; at this width rebuilding
 costs little."""
 WIDE_SKIN = 1.5
-"""Å, for molecules of up to `FEW_ATOMS`: rebuilding their lists costs more than their pairs do."""
+"""Å, for molecules of up to `FEW_ATOMS`, and on a GPU: rebuilding costs more than pairs do."""
 FEW_ATOMS = 24
 PAIRWISE_SKIN = 1.0
 """Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
@@ -83,6 +83,8 @@ def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -
 
 def choose_skin(system: System) -> float:
     """The skin that dynamics of a batch is fastest with, Å."""
+    if system.positions.device.type == "cuda":
+        return WIDE_SKIN
     largest = int(torch.bincount(system.system).max())
     return SKIN if bool(system.pbc.any()) or largest > FEW_ATOMS else WIDE_SKIN
 

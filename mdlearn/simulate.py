@@ -41,8 +41,6 @@ from mdlearn.trips import Trip, find_trips, leap
 BLOCK = {"cpu": 1, "cuda": 32}
 """Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
 They change the time that a run takes, and not a bit of it."""
-SHORTEST = 4
-"""Steps of a block that are tried in any case: to look costs more than to do so few again."""
 TINY = 1e-6
 """Å in a step; nobody need look for slower atoms."""
 WORN = 0.75 / 2
@@ -283,7 +281,7 @@ def simulate(
     skin, lists = dynamics.skin, _list(dynamics, state.system, neighbors)
     moved = _moved(state.system, neighbors)
     longest = ahead = BLOCK[state.momenta.device.type]
-    speed = np.zeros_like(moved)
+    speed = np.full_like(moved, np.inf)  # nobody knows yet
     block = block or Steps(dynamics)
     while state.step < steps:
         # A system has a new list where its old one is worn or the next step would leave it, and
@@ -339,14 +337,16 @@ def _moved(system: System, neighbors: Neighbors) -> NDArray[Any]:
 def _steps_ahead(moved: NDArray[Any], speed: NDArray[Any], skin: float, longest: int) -> int:
     """For how many steps the lists of all systems are going to be good, as far as one can tell.
 
+    Rather too few than too many: to look once more costs less than to do a block again.
+
     Args:
         moved: (n_systems,) Å, how far atoms have moved.
         speed: (n_systems,) Å, how far they move in a step.
         skin: Å, of the lists.
         longest: how many steps are asked for at most.
     """
-    left = (WORN * skin - moved) / np.maximum(speed, TINY)
-    return int(min(longest, max(SHORTEST, left.min())))
+    left = ((WORN * skin - moved) / np.maximum(speed, TINY)).min()
+    return min(longest, 1 + int(0.9 * max(left, 0.0)))
 
 
 def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.bool_]) -> Lists:

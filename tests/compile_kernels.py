@@ -5,13 +5,15 @@ It takes no GPU. Arguments are those that the frozen network launches its kernel
 
 from __future__ import annotations
 
+import re
+import struct
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from checks import molecule, random_network
-from triton._C.libtriton import ir
+from triton._C.libtriton import ir, passes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
@@ -28,6 +30,15 @@ POINTERS = {
     torch.int32: "*i32",
     torch.bool: "*i1",
 }
+NUMBERS = re.compile(r"arith\.constant (?:dense<)?([-+.\dE]+)>? : (?:tensor<\S+x)?f64")
+"""Of 64 bits, in what Triton makes of a kernel."""
+
+
+def is_rounded(number: float) -> bool:
+    """Whether it was one of 32 bits, and none that is there as such, like a half."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", number))
+    (back,) = struct.unpack("<f", struct.pack("<f", number))
+    return bool(back == number and bits & 0x7FF)
 
 
 class Compiled:
@@ -51,7 +62,13 @@ class Compiled:
         ir.load_dialects(context)
         backend.load_dialects(context)
         generate = backend.get_codegen_implementation(chosen)
-        source.make_ir(TARGET, chosen, generate, backend.get_module_map(), context)
+        made = source.make_ir(TARGET, chosen, generate, backend.get_module_map(), context)
+        manager = ir.pass_manager(context)
+        passes.common.add_canonicalizer(manager)  # which brings constants to where they are used
+        manager.run(made, "canonicalize")
+        # A number that is given to a variable has 32 bits, and spoils what has 64.
+        rounded = [each for each in map(float, NUMBERS.findall(str(made))) if is_rounded(each)]
+        assert not rounded, f"{self.kernel.__name__}: {rounded}"
         print(self.kernel.__name__)
 
 
@@ -68,5 +85,6 @@ def compiled(module: ModuleType) -> SimpleNamespace:
 for name in ("geometry", "pair", "atom"):
     setattr(frozen_cuda, name, compiled(getattr(frozen_cuda, name)))
 system = to_system(molecule("H2O"))
-network = random_network(Equivariant).float()
-frozen_cuda.FrozenEquivariantOnGPU(network).evaluate(system, build(system, network.cutoff))
+for dtype in (torch.float32, torch.float64):
+    network = random_network(Equivariant).to(dtype)
+    frozen_cuda.FrozenEquivariantOnGPU(network).evaluate(system, build(system, network.cutoff))

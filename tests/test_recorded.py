@@ -17,7 +17,6 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.simulate import (
-    SHORTEST,
     WORN,
     Dynamics,
     Snapshot,
@@ -136,7 +135,8 @@ def test_only_what_is_frozen_is_recorded_on_a_gpu() -> None:
 def test_blocks_end_about_where_lists_do() -> None:
     skin = 0.5
     worn = WORN * skin
+    assert _steps_ahead(np.array([0.0]), np.array([np.inf]), skin, 32) == 1
     assert _steps_ahead(np.array([0.0]), np.array([0.0]), skin, 32) == 32
     assert _steps_ahead(np.array([0.0]), np.array([worn / 10.5]), skin, 32) == 10
     assert _steps_ahead(np.array([0.0, worn / 2]), np.full(2, worn / 20.5), skin, 32) == 10
-    assert _steps_ahead(np.array([worn]), np.array([worn]), skin, 32) == SHORTEST
+    assert _steps_ahead(np.array([worn]), np.array([worn]), skin, 32) == 1

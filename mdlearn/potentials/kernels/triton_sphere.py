@@ -127,8 +127,8 @@ def spread(
     half = value / 2
     x2, y2, z2 = half * x + slope[0] * S2, half * y + slope[1] * S2, half * z + slope[2] * S2
     xx2, yy2 = x * x2 - z * z2, y * y2 - z * z2
-    sixth, s3 = value * (1 / 6), S3 / 2
-    x3, y3, z3 = sixth * x + slope[0] * s3, sixth * y + slope[1] * s3, sixth * z + slope[2] * s3
+    sixth, sx, sy, sz = value * (1 / 6), slope[0] / 2, slope[1] / 2, slope[2] / 2
+    x3, y3, z3 = sixth * x + sx * S3, sixth * y + sy * S3, sixth * z + sz * S3
     xx, yy = x * x3 - z * z3, y * y3 - z * z3
     xy, xz, yz = x * y3 + y * x3, x * z3 + z * x3, y * z3 + z * y3
     return (
