@@ -31,6 +31,7 @@ import ase.io
 import driving
 import numpy as np
 import peers
+import torch
 from matplotlib.figure import Figure
 from vesin import ase_neighbor_list
 
@@ -81,8 +82,8 @@ ENGINES = (
 )
 
 
-DEVICES = ("mdlearn", "mace", "torchsim")
-"""Packages that are asked for a GPU."""
+ON_A_GPU = (FROZEN.label, *(each.label for each in ENGINES if each.label.startswith("MACE")))
+"""What has a form for it."""
 BATCHES = ("mdlearn", "torchsim")
 """Packages that simulate several systems at once."""
 
@@ -187,8 +188,9 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     log = options.output / "log.txt"
+    gpu = f"{torch.cuda.get_device_name()}, " if options.device != "cpu" else ""
     about = (
-        f"{peers.machine()}; {options.threads} threads; {options.rounds} rounds of"
+        f"{gpu}{peers.machine()}; {options.threads} threads; {options.rounds} rounds of"
         f" {options.seconds:g} s; {peers.versions(options.packages, options.environments)}"
     )
     print(about, flush=True)
@@ -197,12 +199,14 @@ def main() -> None:
     times: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     missing: dict[str, str] = {}
     engines = [each for each in ENGINES if each.package in options.packages]
+    if options.device != "cpu":
+        engines = [each for each in engines if each.label in ON_A_GPU]
     for turn in range(options.rounds):
         for case in cases:
             for engine in engines:
                 request: dict[str, Any] = {"action": "step", "structure": str(case.path)}
                 request |= {"seconds": options.seconds, "cutoff": CUTOFF, **engine.model}
-                if engine.package in DEVICES:
+                if options.device != "cpu":
                     request["device"] = options.device
                 if engine.package in BATCHES:
                     request["replicas"] = case.replicas
