@@ -207,12 +207,14 @@ def test_number_of_threads_does_not_change_the_bits() -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            point = Loops(potential).begin(batch.system, batch.neighbors)
-            work = point.work
+            loops = Loops(potential)
+            point = loops.begin(batch.system, batch.neighbors)
             one = torch.ones(len(batch.system.cell), dtype=torch.float64)
             point.add_gradient(one, point.evaluation.forces, point.evaluation.stress, 1.0)
             gradients = [each.grad for each in potential.parameters() if each.grad is not None]
-            results.append([*point.evaluation, work.density, work.to_raw, *gradients])
+            assert loops.work is not None
+            work = loops.work.density, loops.work.to_raw
+            results.append([*point.evaluation, *work, *gradients])
             potential.zero_grad()
     finally:
         torch.set_num_threads(before)
