@@ -121,9 +121,9 @@ class Training:
         learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
         self.parameters = [each for each, _ in learning]
         self.average = [each for _, each in learning]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True
-        )
+        self.means = [torch.zeros_like(each) for each in self.parameters]
+        self.squares = [torch.zeros_like(each) for each in self.parameters]
+        """What Adam remembers of the gradient by each parameter, and of its square."""
         self.history: list[Epoch] = []
         self.steps = 0
         """Taken in all."""
@@ -166,9 +166,29 @@ class Training:
             loss: () that it is the gradient of.
             rate: the step size.
         """
-        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
+        rows = zip(self.parameters, self.means, self.squares, strict=True)
+        moving = [(each, each.grad, *row) for each, *row in rows if each.grad is not None]
+        parameters, gradients, means, squares = map(list, zip(*moving, strict=True))
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        step = torch.full((), self.steps + 1.0, device=length.device)
+        with torch.no_grad():
+            # What the optimizer of torch does, which takes three times as long to get there.
+            torch._fused_adamw_(
+                parameters,
+                gradients,
+                means,
+                squares,
+                [],
+                [step] * len(moving),
+                lr=rate,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=(length / CLIP).clamp_min(1.0).float(),
+            )
         # Short memory at first, so that the random start is soon forgotten.
         decay = min(self.schedule.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():  # else the average drags the graph of its whole history along
@@ -220,10 +240,6 @@ class Training:
                     f"{path}: the training frames have changed since this was saved; put the old"
                     " ones back, or start again with --overwrite"
                 )
-            # One step that changes nothing makes the moments of the optimizer.
-            for each in self.parameters:
-                each.grad = torch.zeros_like(each)
-            self.optimizer.step()
             with torch.no_grad():
                 for name, each in self._tensors().items():
                     each.copy_(found[name])
@@ -249,8 +265,8 @@ class Training:
         tensors: dict[str, Tensor] = {}
         tensors |= {f"network.{name}": each for name, each in self.network.named_parameters()}
         tensors |= {f"average.{name}": each for name, each in self.averaged.named_parameters()}
-        for index, each in enumerate(self.parameters):
-            for name, moment in self.optimizer.state[each].items():
+        for index, moments in enumerate(zip(self.means, self.squares, strict=True)):
+            for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
                 tensors[f"optimizer.{index}.{name}"] = moment
         return tensors
 
