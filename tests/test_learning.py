@@ -247,6 +247,21 @@ def test_torch_has_one_thread_beside_those_of_the_loops() -> None:
     assert training.averaged_loops.team is training.loops.team
 
 
+def test_threads_are_chosen_again_among_those_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    training = Training(network().float(), LOSS, SCHEDULE)
+    tried: list[int] = []
+    monkeypatch.setattr(Team, "measure", lambda team, most, work: tried.append(most))
+    try:
+        torch.set_num_threads(2)
+        training.try_loops(example(molecule()), 3)
+        training.choose_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert tried == [2, 2]
+
+
 def test_loops_are_for_what_they_know() -> None:
     assert loops_of(network().float()) is not None
     assert loops_of(network()) is None

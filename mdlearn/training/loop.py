@@ -49,6 +49,9 @@ WARMUP = 100
 
 SAVE_EVERY_S = 10.0
 """Seconds of work that a kill can cost."""
+CHOOSE_EVERY_S = 30.0
+"""Seconds for which a number of threads is kept: when it was chosen, something else may have held a
+core for a moment. Trying takes less than a hundredth of it, and changes no bits."""
 
 
 class Schedule(NamedTuple):
@@ -115,6 +118,10 @@ class Training:
         """That give gradients and errors faster than autograd, if there are any for the network."""
         self.without_loops = ""
         """Why there are loops that are not used."""
+        self.threads = torch.get_num_threads()
+        """That there may be."""
+        self.typical: Example | None = None
+        """A batch to try numbers of threads on."""
         self.weights = weights
         self.schedule = schedule
         pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
@@ -149,14 +156,23 @@ class Training:
         if self.without_loops:
             self.loops = self.averaged_loops = None
             return
-        batch = concatenate([example] * count)
+        self.averaged_loops.team = self.loops.team
+        self.threads, self.typical = torch.get_num_threads(), concatenate([example] * count)
+        self.choose_threads()
+
+    def choose_threads(self) -> None:
+        """Settles how many threads share a batch; torch itself is left one.
+
+        Those of torch would wait for their next operation on the cores that loops need.
+        """
+        if self.loops is None or self.typical is None:
+            return
+        torch.set_num_threads(self.threads)
         try:
-            self.loops.choose_threads(batch.system, batch.neighbors)
+            self.loops.choose_threads(self.typical.system, self.typical.neighbors)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):  # a step knows what to do about that
                 raise
-        self.averaged_loops.team = self.loops.team
-        # Those of torch would wait for their next operation on the cores that loops need.
         torch.set_num_threads(1)
 
     def advance(self, loss: Tensor, rate: float) -> None:
@@ -315,7 +331,7 @@ def fit(
     )
     training.try_loops(train[0], max(1, int(limit // costs[0])))
     began = time.monotonic() - training.seconds
-    saved = time.monotonic()
+    saved = tried = time.monotonic()
 
     def save_if(due: bool) -> None:
         nonlocal saved
@@ -349,6 +365,9 @@ def fit(
                 save_if(True)
             if stop and step + 1 < len(groups):
                 return
+            if time.monotonic() - tried > CHOOSE_EVERY_S:
+                training.choose_threads()
+                tried = time.monotonic()
 
         mean = float(torch.stack(training.losses).mean())
         final = _balance(training.weights, 1.0)
