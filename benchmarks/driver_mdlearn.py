@@ -37,7 +37,7 @@ from mdlearn.simulate import Snapshot, isolated, simulate, start
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import CLIP, Schedule, Training
+from mdlearn.training.loop import Schedule, Training
 from mdlearn.training.loss import Weights
 from mdlearn.training.statistics import (
     average_neighbors,
@@ -82,13 +82,10 @@ def throughput(
     training.try_loops(batch)
     if training.loops is None:
         leave_one_thread(batch.neighbors.j.numel())
-    training.optimizer.param_groups[0]["lr"] = rate
 
     def step() -> torch.Tensor:
         loss = gradient(training, [batch], [()], weights, ALONE, most_parts=1)
-        torch.nn.utils.clip_grad_norm_(training.parameters, CLIP)
-        training.optimizer.step()
-        training.steps += 1
+        training.advance(loss, rate)
         return loss
 
     pairs = int(batch.neighbors.valid.sum())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,33 +144,36 @@ def _build(system: System, indices: Sequence[int], reach: float, capacity: int) 
 
 def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
     """Puts the lists of systems one behind another, each padded to `capacity` slots per atom."""
-    device = parts[0].j.device
-    sizes = torch.tensor([part.j.shape for part in parts], device=device)
-    counts, width = sizes.unbind(1)
-    start = (counts.cumsum(0) - counts).repeat_interleave(counts)[:, None]
-    width = width.clamp_min(1).repeat_interleave(counts)[:, None]
-
-    def joined(slots: list[Tensor]) -> Tensor:
-        widen = [(0, 0) * (each.dim() - 2) + (0, capacity - each.shape[1]) for each in slots]
-        return torch.cat(
-            [pad(each, w) if w[-1] else each for each, w in zip(slots, widen, strict=True)]
-        )
-
-    valid = joined([part.valid for part in parts])
-    reverse = joined([part.reverse for part in parts])
-    own = torch.arange(len(start), device=device)[:, None]
-    rank = reverse % width
-    seen = (reverse.div(width, rounding_mode="floor") + start) * capacity + rank
-    slots = own * capacity + torch.arange(capacity, device=device)
+    parts = [each if each.j.shape[1] == capacity else _widen(each, capacity) for each in parts]
+    device, counts = parts[0].j.device, [len(each.j) for each in parts]
+    first = torch.tensor([0, *accumulate(counts[:-1])], device=device)
+    start = first.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
     return Neighbors(
-        torch.where(valid, joined([part.j for part in parts]) + start, own),
-        joined([part.shift for part in parts]),
-        torch.where(valid, seen, slots),
-        valid,
-        torch.cat([part.reference for part in parts]),
-        torch.cat([part.reference_cell for part in parts]),
-        torch.cat([part.inverse_cell for part in parts]),
+        torch.cat([each.j for each in parts]) + start[:, None],
+        torch.cat([each.shift for each in parts]),
+        torch.cat([each.reverse for each in parts]) + capacity * start[:, None],
+        torch.cat([each.valid for each in parts]),
+        torch.cat([each.reference for each in parts]),
+        torch.cat([each.reference_cell for each in parts]),
+        torch.cat([each.inverse_cell for each in parts]),
         parts[0].reach,
+    )
+
+
+def _widen(neighbors: Neighbors, capacity: int) -> Neighbors:
+    """The same list with more slots per atom."""
+    n_atoms, width = neighbors.j.shape
+    own = torch.arange(n_atoms, device=neighbors.j.device)[:, None]
+    slots = capacity * own + torch.arange(capacity, device=neighbors.j.device)
+    more = (0, capacity - width)
+    valid = pad(neighbors.valid, more)
+    # Behind a width of zero there is nothing to divide.
+    reverse = neighbors.reverse // max(1, width) * capacity + neighbors.reverse % max(1, width)
+    return neighbors._replace(
+        j=torch.where(valid, pad(neighbors.j, more), own),
+        shift=pad(neighbors.shift, (0, 0, *more)),
+        reverse=torch.where(valid, pad(reverse, more), slots),
+        valid=valid,
     )
 
 

@@ -207,12 +207,14 @@ def test_number_of_threads_does_not_change_the_bits() -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            point = Loops(potential).begin(batch.system, batch.neighbors)
-            work = point.work
+            loops = Loops(potential)
+            point = loops.begin(batch.system, batch.neighbors)
             one = torch.ones(len(batch.system.cell), dtype=torch.float64)
             point.add_gradient(one, point.evaluation.forces, point.evaluation.stress, 1.0)
             gradients = [each.grad for each in potential.parameters() if each.grad is not None]
-            results.append([*point.evaluation, work.density, work.to_raw, *gradients])
+            assert loops.work is not None
+            work = loops.work.density, loops.work.to_raw
+            results.append([*point.evaluation, *work, *gradients])
             potential.zero_grad()
     finally:
         torch.set_num_threads(before)
@@ -243,6 +245,21 @@ def test_torch_has_one_thread_beside_those_of_the_loops() -> None:
     assert training.averaged_loops is not None
     assert len(training.loops.team) in {1, 2}
     assert training.averaged_loops.team is training.loops.team
+
+
+def test_threads_are_chosen_again_among_those_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    training = Training(network().float(), LOSS, SCHEDULE)
+    tried: list[int] = []
+    monkeypatch.setattr(Team, "measure", lambda team, most, work: tried.append(most))
+    try:
+        torch.set_num_threads(2)
+        training.try_loops(example(molecule()), 3)
+        training.choose_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert tried == [2, 2]
 
 
 def test_loops_are_for_what_they_know() -> None:

@@ -9,13 +9,23 @@ import numpy as np
 import pytest
 import torch
 from checks import CUTOFF, crystal, molecule, random_schnet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mdlearn.atoms import Frame, to_system
 from mdlearn.labels import Labels
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.system import Evaluation, volume
 from mdlearn.training.dataset import Example, concatenate, make_example
-from mdlearn.training.loss import HUBER_DELTA, Penalty, Weights, loss_of, measure
+from mdlearn.training.loss import (
+    HUBER_DELTA,
+    Penalty,
+    Weights,
+    count_labels,
+    loss_of,
+    measure,
+    slopes_of,
+)
 
 ALL = Weights(energy=1.0, forces=1.0, stress=1.0)
 
@@ -159,6 +169,42 @@ def test_gradient_is_finite_where_labels_are_missing_and_is_the_derivative() -> 
         assert float(gradient[index]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
         compared += abs(expected) > 1e-3
     assert compared > 8
+
+
+@given(
+    penalty=st.sampled_from(["huber", "mse", "mae"]),
+    noise=st.sampled_from([1e-3, 0.1, 1.0]),
+    missing=st.floats(0.0, 1.0),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30, deadline=None)
+def test_slopes_are_those_of_autograd(
+    penalty: Penalty, noise: float, missing: float, seed: int
+) -> None:
+    weights, scale = Weights(0.3, 1.1, 0.6, penalty=penalty), 0.7
+    batch = concatenate([example(crystal(), noise), example(molecule(), noise)])
+    found = evaluate(random_schnet(), batch.system, batch.neighbors)
+    generator = torch.Generator().manual_seed(seed)
+    labels = Labels(
+        *(
+            torch.where(torch.rand(each.shape, generator=generator) < missing, torch.nan, each)
+            for each in batch.labels
+        )
+    )
+    batch, counts = batch._replace(labels=labels), 1.5 * count_labels(batch)
+    ours = slopes_of(found, batch, weights, scale, counts)
+    for each in (found.energy, found.forces, found.virials):
+        each.requires_grad_()
+    loss = loss_of(found, None, batch, weights, scale, counts)
+    loss.backward()
+    assert ours.loss == pytest.approx(float(loss.detach()), rel=1e-12, abs=1e-12)
+    assert found.virials.grad is not None
+    # All atoms of a system have the derivative by its sum of virials.
+    torch.testing.assert_close(
+        ours.by_virials[batch.system.system], found.virials.grad, rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(ours.by_energy, found.energy.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.by_forces, found.forces.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_errors_are_what_people_mean_by_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from mdlearn.training.dataset import (
     split_frames,
 )
 from mdlearn.training.finetune import adapt
-from mdlearn.training.loop import Epoch, Schedule, Training, fit
+from mdlearn.training.loop import BETAS, CLIP, Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
@@ -365,6 +366,27 @@ class TestLoop:
         training = Training(make_network(frames), WEIGHTS, Schedule(2, 0.0, 2, 5, 1e-2, 0.9, 0))
         with pytest.raises(UnstableError, match=r"frames in it: .*ethanol\.xyz:7\b"):
             next(fit(training, examples, []))
+
+
+@pytest.mark.parametrize("size", [0.1, 30.0], ids=["short", "clipped"])
+def test_steps_are_those_of_an_optimizer_of_torch(frames: list[Frame], size: float) -> None:
+    network = make_network(frames)
+    other = copy.deepcopy(network)
+    training = Training(network, WEIGHTS, Schedule(1, 0.0, 1, 5, 1e-2, 0.9, 0))
+    parameters = list(other.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True)
+    for step in range(5):
+        # One of them has no gradient, as what an energy does not depend on.
+        for ours, theirs in zip(training.parameters[1:], parameters[1:], strict=True):
+            ours.grad = torch.randn_like(ours)
+            ours.grad *= size / ours.grad.norm()
+            theirs.grad = ours.grad.clone()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+        optimizer.step()
+        training.advance(torch.zeros(()), 0.01 / (step + 1))
+        for ours, theirs in zip(training.parameters, parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_measure_ignores_labels_that_are_not_there(frames: list[Frame]) -> None:

@@ -33,16 +33,16 @@ from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
 from mdlearn.potentials.frozen_network import as_arrays, share_stages
 from mdlearn.potentials.kernels import learning as kernel
 from mdlearn.potentials.kernels import learning_layout as layout
-from mdlearn.potentials.kernels.atoms import total
+from mdlearn.potentials.kernels.atoms import Inputs, total
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES
-from mdlearn.potentials.kernels.learning_sums import add_gradient
+from mdlearn.potentials.kernels.learning_sums import add_gradient, displace
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import HARMONICS
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import degrees
 from mdlearn.potentials.wall import STIFFNESS
-from mdlearn.system import Evaluation, System, largest_by_system
+from mdlearn.system import Evaluation, System
 
 DISPLACEMENT = 1e-3
 """Å, how far a pair vector moves at most. Features change by their own size over about 0.1 Å, and
@@ -72,9 +72,9 @@ def loops_of(potential: ParametricPotential) -> Loops | None:
 
 
 class Loops(Frozen):
-    """A network that is being trained, in compiled loops that read its parameters where they are.
+    """A network that is being trained, in compiled loops that look up its parameters each time.
 
-    So it is never out of date, unlike what `freeze` makes.
+    So it is never out of date, unlike what `freeze` makes. Parameters are to be changed in place.
     """
 
     def __init__(self, network: Equivariant) -> None:
@@ -90,7 +90,7 @@ class Loops(Frozen):
         keep_blas_on_one_thread()
         dtype = network.wall.start.numpy().dtype
         frequency = network.smoothness.double().numpy()
-        self.fixed: dict[str, Any] = {
+        fixed: dict[str, Any] = {
             "cutoff": network.cutoff,
             "stretch": ChebyshevBasis.stretch,
             "near": equivariant.NEAR,
@@ -106,36 +106,45 @@ class Loops(Frozen):
             "stiffness": STIFFNESS,
             "reference": np.array([energies[z] for z in network.species]),
         }
-
-    def weights(self) -> layout.Weights:
-        """The parameters as they are now."""
-        features, head = self.network.settings.features, self.network.energy_head
-        filters = []
-        for message in self.messages:
-            radial = _array(message.radial.weight).T * self.network.norm
-            radial = np.pad(radial, ((0, LANES - len(radial)), (0, 0)))
-            bundles = radial.reshape(LANES, 2, -1, LANES)
-            filters.append(bundles.transpose(2, 1, 0, 3).reshape(-1, 2, BUNDLE))
-        mixes = [
-            _array(each.mix.weight).reshape(DEGREE + 1, -1, 3 * features) for each in self.products
+        learned, self.gradient = _zeros(network), _zeros(network)
+        self.weights = layout.Weights(**fixed, **learned._asdict())
+        """What loops read; `look_up` renews it."""
+        sides = zip(self._places(learned), self._places(self.gradient), strict=True)
+        self.places = [
+            _Place(each, place, to_place, factor)
+            for (each, place, factor), (_, to_place, _) in sides
         ]
-        return layout.Weights(
-            **self.fixed,
-            filters=np.stack(filters),
-            first=mixes[0],
-            mix=np.stack(mixes[1:]),
-            element=np.stack([_array(each.element) for each in self.products]),
-            speak=np.stack([_array(each.speak.weight) for each in self.messages]).reshape(
-                -1, DEGREE + 1, 2 * features, 2 * features
-            ),
-            gate=np.stack([_array(each.gate.weight) for each in self.messages]),
-            gate_bias=np.stack([_array(each.gate.bias) for each in self.messages]),
-            said=np.stack([_array(each.element) for each in self.messages]),
-            hidden=_array(head.hidden.weight),
-            hidden_bias=_array(head.bias),
-            out=_array(head.out.weight),
-            linear=_array(head.linear.weight),
-        )
+        self.work: layout.Pass | None = None
+        """Room of the last pass, for the next one of its shape."""
+
+    def _places(self, learned: layout.Gradient) -> list[tuple[Tensor, Array, float]]:
+        """Each parameter, where loops have it, and what it is multiplied by there."""
+        head, radial = self.network.energy_head, self.network.settings.radial
+        places: list[tuple[Tensor, Array, float]] = [
+            (head.hidden.weight, learned.hidden, 1.0),
+            (head.bias, learned.hidden_bias, 1.0),
+            (head.out.weight, learned.out, 1.0),
+            (head.linear.weight, learned.linear, 1.0),
+        ]
+        for layer, product in enumerate(self.products):
+            mix = learned.mix[layer - 1] if layer else learned.first
+            places.append((product.mix.weight, mix, 1.0))
+            places.append((product.element, learned.element[layer], 1.0))
+        for layer, message in enumerate(self.messages):
+            bundles = learned.filters[layer].reshape(-1, 2, LANES, LANES).transpose(1, 0, 3, 2)
+            places += [
+                (message.speak.weight, learned.speak[layer], 1.0),
+                (message.gate.weight, learned.gate[layer], 1.0),
+                (message.gate.bias, learned.gate_bias[layer], 1.0),
+                (message.element, learned.said[layer], 1.0),
+                (message.radial.weight, bundles[..., :radial], self.network.norm),
+            ]
+        return places
+
+    def look_up(self) -> None:
+        """Has loops read the parameters as they are now."""
+        for each in self.places:
+            np.multiply(each.value, each.factor, out=each.place)
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`."""
@@ -143,72 +152,69 @@ class Loops(Frozen):
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        return sum(each.nbytes for each in _room(self.weights(), n_atoms, capacity, forces=True))
+        return sum(each.nbytes for each in _room(self.weights, n_atoms, capacity))
 
-    def _run(
-        self, system: System, neighbors: Neighbors, weights: layout.Weights, *, forces: bool
-    ) -> layout.Pass:
-        """One pass over a batch, which threads share."""
-        n_atoms, capacity = neighbors.j.shape
-        index = self.network.elements.index(system.numbers)
-        work = _room(weights, n_atoms, capacity, forces=forces)
-        inputs = as_arrays(system, neighbors, index)
+    def run(self, inputs: Inputs, *, forces: bool) -> layout.Pass:
+        """One pass over a batch, which threads share; overwrites what the one before has left."""
+        n_atoms, capacity = inputs.j.shape
+        if self.work is None or self.work.slots.shape != (n_atoms, capacity):
+            self.work = None  # before there is another one
+            self.work = _room(self.weights, n_atoms, capacity)
+        work = self.work
 
         # Of one size and an even number, so that two threads have the same to do.
         pairs_of_blocks = -(-n_atoms // (2 * WIDTH))
         width = -(-n_atoms // (2 * pairs_of_blocks))
 
         def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
-            kernel.sweep(stages, blocks, width, forces, inputs, weights, work)
+            kernel.sweep(stages, blocks, width, forces, inputs, self.weights, work)
 
-        share_stages(self.team, 2 * len(self.products) + 1, -(-n_atoms // width), part)
+        # The last stage has nothing but forces to do.
+        share_stages(self.team, 2 * len(self.products) + forces, -(-n_atoms // width), part)
         return work
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
         """Energies, forces and virials of a batch, and what their gradient takes."""
-        weights = self.weights()
-        work = self._run(system, neighbors, weights, forces=True)
-        index, cell = system.system.numpy(), system.cell.numpy()
-        energy, stress = total(index, cell, work.energies, work.virials)
-        arrays = (energy, work.forces, stress, work.energies, work.virials)
-        evaluation = Evaluation(*map(torch.from_numpy, arrays))
-        return Point(self, system, neighbors, weights, work, evaluation)
+        self.look_up()
+        inputs = as_arrays(system, neighbors, self.network.elements.index(system.numbers))
+        work = self.run(inputs, forces=True)
+        energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
+        rows = (each.copy() for each in (work.forces, work.energies, work.virials))
+        forces, energies, virials = map(torch.from_numpy, rows)
+        sums = (torch.from_numpy(energy), forces, torch.from_numpy(stress))
+        return Point(self, inputs, Evaluation(*sums, energies, virials))
 
-    def accumulate(self, gradient: layout.Gradient) -> None:
-        """Adds a gradient, as loops leave it, to that of the parameters."""
-        radial, norm = self.network.settings.radial, self.network.norm
-        for layer, product in enumerate(self.products):
-            _accumulate(product.mix.weight, gradient.mix[layer - 1] if layer else gradient.first)
-            _accumulate(product.element, gradient.element[layer])
-        for layer, message in enumerate(self.messages):
-            _accumulate(message.speak.weight, gradient.speak[layer])
-            _accumulate(message.gate.weight, gradient.gate[layer])
-            _accumulate(message.gate.bias, gradient.gate_bias[layer])
-            _accumulate(message.element, gradient.said[layer])
-            filters = gradient.filters[layer].reshape(-1, 2, LANES, LANES)
-            filters = filters.transpose(1, 0, 3, 2).reshape(-1, LANES)[:, :radial]
-            _accumulate(message.radial.weight, norm * filters)
-        head = self.network.energy_head
-        _accumulate(head.hidden.weight, gradient.hidden)
-        _accumulate(head.bias, gradient.hidden_bias)
-        _accumulate(head.out.weight, gradient.out)
-        _accumulate(head.linear.weight, gradient.linear)
+    def accumulate(self) -> None:
+        """Adds the gradient that loops have left to that of the parameters."""
+        for each in self.places:
+            parameter = each.parameter
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                np.multiply(each.to_place, each.factor, out=each.to_value)
+                parameter.grad = each.gradient
+            else:
+                more = torch.from_numpy(each.factor * each.to_place)
+                parameter.grad += more.reshape(parameter.shape)
+
+
+class _Place:
+    """A parameter, and where loops have it."""
+
+    def __init__(self, parameter: Tensor, place: Array, to_place: Array, factor: float) -> None:
+        """A part of `Weights`, which is the parameter times a factor, and that of `Gradient`."""
+        self.parameter, self.place, self.to_place, self.factor = parameter, place, to_place, factor
+        self.gradient = torch.empty_like(parameter, requires_grad=False)
+        """Room for the gradient by the parameter."""
+        self.value = parameter.detach().numpy().reshape(place.shape)
+        self.to_value = self.gradient.numpy().reshape(place.shape)
 
 
 class Point:
-    """A batch at one point, from which the gradient can be had."""
+    """A batch at one point, from which the gradient can be had, until loops see another one."""
 
-    def __init__(
-        self,
-        loops: Loops,
-        system: System,
-        neighbors: Neighbors,
-        weights: layout.Weights,
-        work: layout.Pass,
-        evaluation: Evaluation,
-    ) -> None:
-        self.loops, self.system, self.neighbors = loops, system, neighbors
-        self.weights, self.work, self.evaluation = weights, work, evaluation
+    def __init__(self, loops: Loops, inputs: Inputs, evaluation: Evaluation) -> None:
+        self.loops, self.inputs, self.evaluation = loops, inputs, evaluation
 
     def add_gradient(
         self, by_energy: Tensor, by_forces: Tensor, by_virials: Tensor, sign: float
@@ -221,57 +227,56 @@ class Point:
             by_virials: (n_systems, 3, 3) by sums of virials.
             sign: of the displacement.
         """
-        system = self.system
-        own = system.system
-        # What a pair moves by, at most, if its atoms go different ways.
-        size = 2.0 * largest_by_system(by_forces.norm(dim=1), system)
-        size = size + self.loops.network.cutoff * by_virials.flatten(1).norm(dim=1)
-        steep = sign * size / DISPLACEMENT
-        small = torch.where(size > 0.0, 1.0 / steep, 0.0)
-        along = (system.positions[:, None] @ by_virials[own]).squeeze(1) - by_forces
-        there = system._replace(
-            positions=system.positions + small[own, None] * along,
-            cell=system.cell + small[:, None, None] * (system.cell @ by_virials),
+        loops, inputs = self.loops, self.inputs
+        slopes = (each.numpy() for each in (by_energy, by_forces, by_virials))
+        positions, cell, here, there = displace(
+            inputs, sign * DISPLACEMENT, loops.cutoff, loops.weights.out, *slopes
         )
-        index = self.loops.network.elements.index(system.numbers)
-        gradient = _like(self.weights)
-        self._add(self.work, (by_energy - steep)[own], index, gradient)
-        del self.work  # the other pass takes its place, which is in the processor's cache
-        other = self.loops._run(there, self.neighbors, self.weights, forces=False)
-        self._add(other, steep[own], index, gradient)
-        self.loops.accumulate(gradient)
+        for each in loops.gradient:
+            each.fill(0.0)
+        assert loops.work is not None
+        self._add(loops.work, here)
+        self._add(loops.run(inputs._replace(positions=positions, cell=cell), forces=False), there)
+        loops.accumulate()
 
-    def _add(
-        self, work: layout.Pass, factors: Tensor, index: Tensor, gradient: layout.Gradient
-    ) -> None:
+    def _add(self, work: layout.Pass, factors: Array) -> None:
         """Adds that of the energies of atoms, times factors (N,)."""
-        factor, rank = factors.to(self.loops.network.one_hot.dtype).numpy(), index.numpy()
+        loops = self.loops
 
         def part(parts: tuple[int, int]) -> None:
-            add_gradient(parts, factor, rank, self.weights, work, gradient)
+            add_gradient(parts, factors, self.inputs.species, loops.weights, work, loops.gradient)
 
-        self.loops.team.share(10 * len(work.raw) - 4, part)
-
-
-def _accumulate(parameter: Tensor, gradient: Array) -> None:
-    """Adds to the gradient that a parameter has."""
-    if not parameter.requires_grad:
-        return
-    given = torch.from_numpy(gradient).view_as(parameter)
-    parameter.grad = given if parameter.grad is None else parameter.grad + given
+        loops.team.share(10 * len(work.raw) - 4, part)
 
 
-def _array(parameter: Tensor) -> Array:
-    return parameter.detach().numpy()
+def _zeros(network: Equivariant) -> layout.Gradient:
+    """Zeros, where loops have what is learned."""
+    n, more, species = network.settings.features, len(network.messages), len(network.species)
+    channels = network.settings.radial * species
+    hidden, invariants = network.energy_head.hidden.weight.shape
+    dtype = network.energy_head.bias.dtype
+
+    # Of torch; see `_room`.
+    def zeros(*shape: int) -> Array:
+        return torch.zeros(shape, dtype=dtype).numpy()
+
+    return layout.Gradient(
+        filters=zeros(more, n // LANES, 2, BUNDLE),
+        first=zeros(DEGREE + 1, channels, 3 * n),
+        mix=zeros(more, DEGREE + 1, channels + n, 3 * n),
+        element=zeros(more + 1, species, 3 * n),
+        speak=zeros(more, DEGREE + 1, 2 * n, 2 * n),
+        gate=zeros(more, 2 * n, 3 * n),
+        gate_bias=zeros(more, 2 * n),
+        said=zeros(more, species, 2 * n),
+        hidden=zeros(hidden, invariants),
+        hidden_bias=zeros(species, hidden),
+        out=zeros(1, hidden),
+        linear=zeros(1, invariants),
+    )
 
 
-def _like(weights: layout.Weights) -> layout.Gradient:
-    """Zeros of the shapes of weights."""
-    kinds = (getattr(weights, name) for name in layout.Gradient._fields)
-    return layout.Gradient(*(np.zeros(each.shape, each.dtype) for each in kinds))
-
-
-def _room(weights: layout.Weights, n_atoms: int, capacity: int, *, forces: bool) -> layout.Pass:
+def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
     """Room for a pass; what it does not fill is not looked at."""
     layers, dtype = len(weights.element), torch.from_numpy(weights.out).dtype
     _, channels, columns = weights.first.shape
@@ -297,7 +302,7 @@ def _room(weights: layout.Weights, n_atoms: int, capacity: int, *, forces: bool)
         spoken=room(layers - 1, n_atoms, parts, 2 * BUNDLE),
         invariants=room(n_atoms, invariants),
         hidden=room(n_atoms, len(weights.hidden)),
-        to_seen=room(HARMONICS, n_atoms, channels) if forces else room(HARMONICS, 0, channels),
+        to_seen=room(HARMONICS, n_atoms, channels),
         to_raw=room(layers, HARMONICS, n_atoms, 3 * n),
         to_element=room(layers, n_atoms, 3 * n),
         to_plain=room(layers - 1, HARMONICS, n_atoms, 2 * n),

@@ -15,7 +15,7 @@ from mdlearn.potentials.learning import Loops
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
 from mdlearn.training.dataset import Example, concatenate
-from mdlearn.training.loss import Weights, count_labels, dipole_of, loss_of
+from mdlearn.training.loss import Weights, count_labels, dipole_of, loss_of, slopes_of
 from mdlearn.training.team import Team
 
 if TYPE_CHECKING:
@@ -119,25 +119,15 @@ def _add_up(
 
 def _in_loops(
     training: Training, loops: Loops, batch: Example, weights: Weights, counts: Tensor
-) -> Tensor:
+) -> float:
     """The loss of a batch; adds its gradient to that of the parameters, without a graph."""
     point = loops.begin(batch.system, batch.neighbors)
-    found = point.evaluation
-    for each in (found.energy, found.forces, found.virials):
-        each.requires_grad_()
     scale = training.network.settings.scale
-    loss = loss_of(found, None, batch, weights, scale, counts)
-    loss.backward()
-    by_energy, by_forces, by_virials = found.energy.grad, found.forces.grad, found.virials.grad
-    assert by_energy is not None
-    assert by_forces is not None
-    assert by_virials is not None
-    # Those of all atoms of a system are alike: what counts is the sum of virials.
-    first = torch.searchsorted(batch.system.system, torch.arange(len(by_energy)))
+    slopes = slopes_of(point.evaluation, batch, weights, scale, counts)
     # Every other step looks to the other side, so that what a difference is off by averages out.
     sign = -1.0 if training.steps % 2 else 1.0
-    point.add_gradient(by_energy, by_forces, by_virials[first], sign)
-    return loss.detach()
+    point.add_gradient(slopes.by_energy, slopes.by_forces, slopes.by_virials, sign)
+    return slopes.loss
 
 
 def _explain(training: Training, chosen: Sequence[Example], most_parts: int) -> str:

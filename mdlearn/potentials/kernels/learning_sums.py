@@ -1,14 +1,75 @@
-"""The gradient by the weights: sums over atoms, of what `kernels.learning` leaves behind."""
+"""The gradient by the weights: sums over atoms, of what `kernels.learning` leaves behind.
+
+And where its second point is.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, load, store
 from mdlearn.potentials.kernels.activation import silu
+from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.learning_layout import Gradient, Pass, Weights
 from mdlearn.potentials.kernels.rows import Array, add
+
+
+@compiled()
+def displace(
+    inputs: Inputs,
+    most: float,
+    cutoff: float,
+    like: Array,
+    by_energy: Array,
+    by_forces: Array,
+    by_virials: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """The second point of a difference along a line, and what the energies count at both.
+
+    Args:
+        inputs: the first point.
+        most: Å, how far a pair vector moves at most; of either sign.
+        cutoff: Å.
+        like: of the type that the energies are to count in.
+        by_energy: (n_systems,) derivative of the loss by energies.
+        by_forces: (N, 3) by forces.
+        by_virials: (n_systems, 3, 3) by sums of virials.
+
+    Returns:
+        Positions and cells there, and (N,) factors of the energies of atoms here and there.
+    """
+    own, n_atoms = inputs.system, len(inputs.system)
+    size, small = np.zeros(len(by_energy)), np.zeros(len(by_energy))
+    for n in range(n_atoms):  # what a pair moves by, if its atoms go different ways
+        x, y, z = by_forces[n, 0], by_forces[n, 1], by_forces[n, 2]
+        size[own[n]] = max(size[own[n]], 2.0 * math.sqrt(x * x + y * y + z * z))
+    positions, cell = inputs.positions.copy(), inputs.cell.copy()
+    for s in range(len(size)):
+        square = 0.0
+        for axis in range(3):
+            for other in range(3):
+                square += by_virials[s, axis, other] ** 2
+        size[s] += cutoff * math.sqrt(square)
+        small[s] = most / size[s] if size[s] > 0.0 else 0.0
+        for axis in range(3):
+            for row in range(3):
+                along = 0.0
+                for other in range(3):
+                    along += inputs.cell[s, row, other] * by_virials[s, other, axis]
+                cell[s, row, axis] += small[s] * along
+    here, there = np.empty(n_atoms, like.dtype), np.empty(n_atoms, like.dtype)
+    for n in range(n_atoms):
+        s = own[n]
+        for axis in range(3):
+            along = -by_forces[n, axis]
+            for other in range(3):
+                along += inputs.positions[n, other] * by_virials[s, other, axis]
+            positions[n, axis] += small[s] * along
+        here[n], there[n] = by_energy[s] - size[s] / most, size[s] / most
+    return positions, cell, here, there
 
 
 @compiled(inner=True)
