@@ -1,7 +1,7 @@
 """The default network in loops for training: energies and forces, and what the weights did to them.
 
 What `kernels.equivariant` computes for dynamics, with two differences. Weights change with every
-step, so they are read where torch keeps them, in its shapes. And what each linear map was given,
+step, so they have the shapes that torch gives them. And what each linear map was given,
 and the adjoint of what it made of that, stay behind for all atoms: their products are the gradient
 by the weights. Nothing of a pair is kept but its distance and radial functions.
 """

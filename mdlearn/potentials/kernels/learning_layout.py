@@ -12,7 +12,7 @@ from mdlearn.potentials.kernels.rows import Array
 
 
 class Weights(NamedTuple):
-    """Parameters as torch has them, and what does not change."""
+    """Parameters in the shapes that torch gives them, and what does not change."""
 
     cutoff: float
     stretch: float
