@@ -138,7 +138,8 @@ class Run:
         momenta: NDArray[np.float64],
     ) -> None:
         """Starts it, with as many threads as `mdlearn simulate` takes of those there are."""
-        choose_threads(potential, system, build(system, network.cutoff, SKIN))
+        neighbors = build(system, network.cutoff, SKIN)
+        choose_threads(potential, system, neighbors, neighbors.j.numel())
         config = SimulateConfig(ensemble="nve", timestep=driving.TIMESTEP_FS)
         self.dynamics = make_dynamics(config, network, potential, system)
         self.block = Steps(self.dynamics)

@@ -32,6 +32,7 @@ from mdlearn.potentials.kernels import sphere
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
+from mdlearn.potentials.threads import FEW_PAIRS
 from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
@@ -167,13 +168,15 @@ def test_threads_are_measured_or_all(name: str) -> None:
     frozen, neighbors = freeze(network), build(system, network.cutoff)
     assert isinstance(frozen, Frozen)
     torch.set_num_threads(2)
-    choose_threads(frozen, system, neighbors)
+    choose_threads(frozen, system, neighbors, 0.0)
     assert len(frozen.team) in {1, 2}
     assert torch.get_num_threads() == 2
     many = concatenate([system] * (MANY_PAIRS // neighbors.j.numel() + 1))
-    choose_threads(frozen, many, build(many, network.cutoff))
+    choose_threads(frozen, many, build(many, network.cutoff), 0.0)
     assert len(frozen.team) == 2
-    choose_threads(network, system, neighbors)
+    choose_threads(network, system, neighbors, FEW_PAIRS + 1.0)
+    assert torch.get_num_threads() == 2
+    choose_threads(network, system, neighbors, FEW_PAIRS)
     assert torch.get_num_threads() == 1
 
 

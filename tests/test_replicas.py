@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -16,6 +17,7 @@ from test_simulate import INTEGRATORS, every_ensemble
 
 from mdlearn import Trajectory
 from mdlearn.atoms import to_system
+from mdlearn.cli import simulate as cli_simulate
 from mdlearn.errors import UnstableError
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import SKIN
@@ -162,6 +164,25 @@ def test_resumed_batch_has_the_same_bits(here: Path, run: Run, ensemble: str) ->
     whole = contents("whole.h5")
     assert [each[0].tolist() for each in whole] == [list(range(0, 41, 5))] * 3
     assert_equal(contents("split.h5"), whole)
+
+
+def test_a_batch_has_the_same_threads_when_it_is_resumed(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What autograd shares out may change bits; so what decides is known before the first step."""
+    asked: list[float] = []
+    original = cli_simulate.choose_threads
+
+    def choose_threads(*arguments: Any) -> None:
+        asked.append(arguments[-1])
+        original(*arguments)
+
+    monkeypatch.setattr(cli_simulate, "choose_threads", choose_threads)
+    settings = simulation("molecule.xyz", "--replicas", 3, "--steps", 4, "--output", "three.h5")
+    assert run(*settings)[0] == 0
+    assert run("simulate", "--resume", "three.h5", "--steps", 8)[0] == 0
+    assert len(asked) == 4
+    assert set(asked) == {3.0 * len(molecule()) * 8.0}
 
 
 KILLED = """

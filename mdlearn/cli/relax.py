@@ -90,7 +90,7 @@ def run(config: RelaxConfig) -> int:
     warn_of_surroundings(network, system)
     mobile = mobile_atoms(fixed_atoms([atoms], config.fix), system)
     pressure = config.pressure_GPa * units.GPa
-    choose_threads(potential, system, neighbors)
+    choose_threads(potential, system, neighbors, neighbors.j.numel())
     with interruptible() as interruption, Line() as line:
 
         def observe(step: int, descent: Descent) -> bool:

@@ -54,7 +54,7 @@ from mdlearn.potentials.propagator import NoEnergy
 from mdlearn.potentials.propagator_checkpoint import PropagatorModel, load_propagator
 from mdlearn.replicas import choose, keep, narrow
 from mdlearn.simulate import Dynamics, Snapshot, restore, simulate, start
-from mdlearn.system import concatenate, select
+from mdlearn.system import System, concatenate, select
 from mdlearn.trajectory import Trajectory
 from mdlearn.writer import TrajectoryWriter
 
@@ -68,6 +68,7 @@ class Setup(NamedTuple):
     """A simulation that is ready to run."""
 
     config: SimulateConfig
+    model: Model | PropagatorModel
     dynamics: Dynamics
     snapshot: Snapshot
     recorder: Recorder
@@ -122,7 +123,8 @@ def _begin(config: SimulateConfig) -> Beginning:
     network, system = place(model.network, structures, config.structure, config.device)
     potential = _potential(model)
     neighbors = build(system, network.cutoff, SKIN)
-    choose_threads(potential, system, neighbors)
+    pairs = n_replicas / len(structures) * usual_pairs(model, system)
+    choose_threads(potential, system, neighbors, pairs)
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
     if isinstance(model, PropagatorModel):
@@ -191,6 +193,11 @@ def _potential(model: Model | PropagatorModel) -> Evaluable:
     return choose_form(model)
 
 
+def usual_pairs(model: Model | PropagatorModel, system: System) -> float:
+    """How many a batch has if its atoms have as many neighbors as those of the training frames."""
+    return len(system.numbers) * model.network.settings.average_neighbors
+
+
 def _prepare(config: SimulateConfig) -> Setup:
     """A new simulation."""
     config, model, particles, dynamics, snapshot = _begin(config)
@@ -211,7 +218,7 @@ def _prepare(config: SimulateConfig) -> Setup:
     )
     recorder = Recorder(config, model.network, writer, system, record)
     recorder.append(snapshot)
-    return Setup(config, dynamics, snapshot, recorder)
+    return Setup(config, model, dynamics, snapshot, recorder)
 
 
 def _resume(wanted: SimulateConfig) -> Setup:
@@ -260,27 +267,27 @@ def _resume(wanted: SimulateConfig) -> Setup:
             f"{wanted.resume}: all replicas have stopped, see mdlearn info {wanted.resume}; start a"
             " new run with another --timestep, structure or model"
         )
-    potential = _potential(model)
+    potential, batch = _potential(model), select(system, running)
+    neighbors = build(batch, network.cutoff, SKIN)
     if not isinstance(model, PropagatorModel):
-        neighbors = build(select(system, running), network.cutoff, SKIN)
         potential = within_memory(
             str(wanted.resume), potential, model.golden, neighbors, at_once=config.atoms_at_once
         )
+    choose_threads(potential, batch, neighbors, usual_pairs(model, batch))
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
-    snapshot = restore(dynamics, select(system, running), saved)
+    snapshot = restore(dynamics, batch, saved)
     frames = max(0, config.target - snapshot.state.step) // config.every + 1
     require_space(wanted.resume, frames, particles_of(network, structures))
     recorder = Recorder(config, network, TrajectoryWriter.reopen(wanted.resume), system, restart)
     if recorder.writer.committed == 0:  # it was killed before the first frame was there to stay
         recorder.append(snapshot)
-    return Setup(config, dynamics, snapshot, recorder)
+    return Setup(config, model, dynamics, snapshot, recorder)
 
 
 def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     """Runs to the end or until told to stop; the last state is committed whatever happens."""
-    config, dynamics, latest, recorder = setup
-    choose_threads(dynamics.potential, latest.state.system, latest.neighbors)
+    config, model, dynamics, latest, recorder = setup
     first, path = latest.state.step, recorder.writer.path
     began = committed = time.monotonic()
     wish = path.parent / "EXIT"
@@ -310,6 +317,10 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
 
         try:
             while True:
+                # As a run decides that is resumed from here.
+                system = latest.state.system
+                pairs = usual_pairs(model, system)
+                choose_threads(dynamics.potential, system, latest.neighbors, pairs)
                 try:
                     return simulate(
                         dynamics,

@@ -200,12 +200,22 @@ def assemble(
     return Evaluation(sum_by_system(energies, system), forces, stress, energies, virials)
 
 
-def choose_threads(potential: Evaluable, system: System, neighbors: Neighbors) -> None:
-    """Settles how many threads share an evaluation of batches like this one, with its pairs."""
+def choose_threads(
+    potential: Evaluable, system: System, neighbors: Neighbors, pairs: float
+) -> None:
+    """Settles how many threads share an evaluation.
+
+    Args:
+        potential: if it is frozen, threads change no bits, and their number is measured.
+        system: a batch to measure with,
+        neighbors: and its list.
+        pairs: of all that is to be evaluated. What autograd is given may change bits, so for a run
+            that is resumed this is to be what it was at its start.
+    """
     if isinstance(potential, Frozen):
         potential.choose_threads(system, neighbors)
     else:
-        leave_one_thread(neighbors.j.numel())
+        leave_one_thread(pairs)
 
 
 def kept_for_derivatives(

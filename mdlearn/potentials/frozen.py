@@ -32,8 +32,8 @@ from mdlearn.system import System
 AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-9}
 """In eV/Å, or as a share of a force that is larger than 1 eV/Å; and in eV/atom likewise."""
 OLDEST_TRITON = (3, 6)
-"""That the kernels for a GPU were tried with."""
-WITHOUT_TRITON = "kernels for a GPU take Triton 3.7 or later, which torch 2.13 brings with it"
+"""That the kernels were tried with on a GPU."""
+WITHOUT_TRITON = "kernels for a GPU take Triton 3.6 or later, which torch 2.11 brings with it"
 
 
 def freeze(potential: ParametricPotential) -> Evaluable:

@@ -98,9 +98,9 @@ class FrozenEquivariantOnGPU(Frozen):
         """See `Frozen`. A GPU needs none of the processor's."""
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
-        """See `Frozen`. The list is copied to where the recording reads it."""
+        """See `Frozen`. The list is copied to where recordings read it: of this, and of a step."""
         of_atom = sum(each.nbytes for each in make_workspace(self.weights, 1, capacity))
-        return n_atoms * (of_atom + capacity * SLOT)
+        return n_atoms * (of_atom + 2 * capacity * SLOT)
 
     def launch(self, work: Workspace, system: System, neighbors: Neighbors) -> Evaluation:
         """One evaluation; the result may be part of the workspace."""

@@ -65,7 +65,7 @@ class Team:
             each.result()
 
 
-def leave_one_thread(pairs: int) -> None:
+def leave_one_thread(pairs: float) -> None:
     """Leaves torch one thread where an evaluation has too few pairs to share out.
 
     Small operations end sooner than a second thread wakes up; and when another program holds its
