@@ -40,7 +40,7 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(number, WIDTH))  # type: ignore[no-untyped-call]
 
 
-def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
     """What a compiled function may call: given types, it gives a signature, and writes code."""
     return intrinsic(function)
 
@@ -59,7 +59,7 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, place: Any, lanes:
     return builder.bitcast(builder.gep(data, [place]), lanes.as_pointer())
 
 
-@_instruction
+@instruction
 def load(typing: Any, array: Any, place: Any) -> Any:
     """Lanes from a flat array, at a place and after it."""
 
@@ -72,7 +72,7 @@ def load(typing: Any, array: Any, place: Any) -> Any:
     return LanesType(array.dtype)(array, types.intp), generate
 
 
-@_instruction
+@instruction
 def store(typing: Any, array: Any, place: Any, lanes: Any) -> Any:
     """Writes lanes to a flat array, at a place and after it."""
 
@@ -84,7 +84,7 @@ def store(typing: Any, array: Any, place: Any, lanes: Any) -> Any:
     return types.void(array, types.intp, lanes), generate
 
 
-@_instruction
+@instruction
 def alike(typing: Any, number: Any, like: Any) -> Any:
     """Lanes that are all the same number, in the precision of others."""
 
@@ -96,7 +96,7 @@ def alike(typing: Any, number: Any, like: Any) -> Any:
     return like(like.dtype, like), generate
 
 
-@_instruction
+@instruction
 def total(typing: Any, lanes: Any) -> Any:
     """The sum over lanes: of halves, of halves of these, and so on."""
 
@@ -111,7 +111,7 @@ def total(typing: Any, lanes: Any) -> Any:
     return lanes.dtype(lanes), generate
 
 
-@_instruction
+@instruction
 def if_negative(typing: Any, x: Any, one: Any, other: Any) -> Any:
     """One where x < 0, the other elsewhere, where x is no number, too."""
 
@@ -122,7 +122,7 @@ def if_negative(typing: Any, x: Any, one: Any, other: Any) -> Any:
     return x(x, x, x), generate
 
 
-@_instruction
+@instruction
 def root(typing: Any, x: Any) -> Any:
     """The square roots."""
 
@@ -134,7 +134,7 @@ def root(typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-@_instruction
+@instruction
 def truncated(typing: Any, x: Any) -> Any:
     """The integers on the way to zero, as lanes."""
 
@@ -145,7 +145,7 @@ def truncated(typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-@_instruction
+@instruction
 def power_of_two(typing: Any, x: Any) -> Any:
     """2ⁿ for lanes that are integers, as large as an exponent may be."""
     fraction, bias = (23, 127) if x.dtype == types.float32 else (52, 1023)
@@ -158,13 +158,13 @@ def power_of_two(typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-def _operate(operation: Callable[..., Any], instruction: str) -> None:
+def _operate(operation: Callable[..., Any], name: str) -> None:
     """Lets an operation of Python act on lanes and lanes, or on lanes and a number."""
 
-    @_instruction
+    @instruction
     def lanewise(typing: Any, x: Any, y: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            return getattr(builder, instruction)(*given, flags=PERMITTED)
+            return getattr(builder, name)(*given, flags=PERMITTED)
 
         return x(x, y), generate
 

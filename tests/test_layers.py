@@ -21,7 +21,7 @@ MODULES = {
 BELOW = ("units", "errors", "system", "neighbors", "division", "integrators", "potentials")
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors", "jit", "lanes", "graph"}
+CORE = {"system", "neighbors", "units", "errors", "jit", "lanes", "meeting", "graph"}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mdlearn.jit import keep_blas_on_one_thread
 from mdlearn.lanes import WIDTH
+from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
@@ -61,10 +61,10 @@ class FrozenNetwork(Frozen):
             self.work = self.room(self.weights, n_atoms, capacity)
         work, inputs = self.work, as_arrays(system, neighbors, index)
 
-        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
-            self.sweep(stages, blocks, inputs, self.weights, work)
+        def sweep(blocks: tuple[int, int], meeting: Meeting) -> None:
+            self.sweep((0, self.stages), blocks, inputs, self.weights, work, meeting)
 
-        share_stages(self.team, self.stages, len(work.invariants), part)
+        share_blocks(self.team, len(work.invariants), sweep)
         energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
@@ -94,25 +94,29 @@ def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
     )
 
 
-def share_stages(
-    team: Team,
-    stages: int,
-    blocks: int,
-    sweep: Callable[[tuple[int, int], tuple[int, int]], None],
-) -> None:
+def share_blocks(team: Team, count: int, sweep: Callable[[tuple[int, int], Meeting], None]) -> None:
     """Sweeps over all blocks, one stage after the other; threads share them.
 
     Args:
         team: the threads.
-        stages: how many there are.
-        blocks: likewise.
-        sweep: is given the first stage and the one after the last, and blocks likewise.
+        count: of blocks.
+        sweep: is given the first block and the one after the last, and where threads meet after
+            each stage.
     """
-    if len(team) == 1:
-        sweep((0, stages), (0, blocks))
-        return
-    for stage in range(stages):
-        team.share(blocks, partial(sweep, (stage, stage + 1)))
+    meeting = meeting_of(min(len(team), count))
+
+    def part(mine: tuple[int, int]) -> None:
+        try:
+            sweep(mine, meeting)
+        except BaseException:
+            give_up(meeting)  # or others would wait for ever
+            raise
+
+    try:
+        team.share(count, part)
+    except BaseException:
+        give_up(meeting)
+        raise
 
 
 def array(tensor: Tensor) -> Array:

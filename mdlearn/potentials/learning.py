@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from mdlearn.jit import keep_blas_on_one_thread
+from mdlearn.meeting import Meeting
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
-from mdlearn.potentials.frozen_network import as_arrays, share_stages
+from mdlearn.potentials.frozen_network import as_arrays, share_blocks
 from mdlearn.potentials.kernels import learning as kernel
 from mdlearn.potentials.kernels import learning_layout as layout
 from mdlearn.potentials.kernels.atoms import Inputs, total
@@ -166,11 +167,13 @@ class Loops(Frozen):
         pairs_of_blocks = -(-n_atoms // (2 * WIDTH))
         width = -(-n_atoms // (2 * pairs_of_blocks))
 
-        def part(stages: tuple[int, int], blocks: tuple[int, int]) -> None:
-            kernel.sweep(stages, blocks, width, forces, inputs, self.weights, work)
-
         # The last stage has nothing but forces to do.
-        share_stages(self.team, 2 * len(self.products) + forces, -(-n_atoms // width), part)
+        stages = (0, 2 * len(self.products) + forces)
+
+        def sweep(blocks: tuple[int, int], meeting: Meeting) -> None:
+            kernel.sweep(stages, blocks, width, forces, inputs, self.weights, work, meeting)
+
+        share_blocks(self.team, -(-n_atoms // width), sweep)
         return work
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:

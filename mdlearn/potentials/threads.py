@@ -12,6 +12,8 @@ import torch
 
 FEW_PAIRS = 4000
 """Pairs up to which a second thread gains little, and loses much where cores are shared."""
+MOST = 1024
+"""Threads of a team. Parts may wait for one another, so none may wait for a thread."""
 REPEATS = 5
 """Times that something is measured; what is fastest has been disturbed least."""
 WORTH = 0.9
@@ -58,7 +60,7 @@ class Team:
         bounds = [count * thread // threads for thread in range(threads + 1)]
         first, *rest = pairwise(bounds)
         if rest and self.pool is None:
-            self.pool = ThreadPoolExecutor()
+            self.pool = ThreadPoolExecutor(MOST)  # of which only those are started that are used
         others = [self.pool.submit(work, part) for part in rest] if self.pool else []
         work(first)
         for each in others:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, load, store
+from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
@@ -254,6 +255,7 @@ def sweep(
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
+    meeting: Meeting,
 ) -> None:
     """Energies, forces and virials of atoms, in a workspace.
 
@@ -266,6 +268,7 @@ def sweep(
         inputs: where the atoms are.
         weights: the network.
         work: is overwritten.
+        meeting: of the threads that share blocks, after each stage.
     """
     index, j = inputs.species, inputs.j
     n_atoms = len(index)
@@ -290,3 +293,5 @@ def sweep(
             if stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
+        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+            return

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, load, store, total
+from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push
 from mdlearn.potentials.kernels.equivariant import multiply
@@ -361,6 +362,7 @@ def sweep(
     inputs: Inputs,
     weights: Weights,
     work: Pass,
+    meeting: Meeting,
 ) -> None:
     """Energies of atoms and, if asked for, forces and virials; with them all adjoints.
 
@@ -375,6 +377,7 @@ def sweep(
         inputs: where the atoms are.
         weights: the network.
         work: is overwritten.
+        meeting: of the threads that share blocks, after each stage.
     """
     index, j = inputs.species, inputs.j
     n_layers = work.functions.shape[0]
@@ -397,3 +400,5 @@ def sweep(
             if forces and stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
+        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+            return

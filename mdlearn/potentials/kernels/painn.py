@@ -11,6 +11,7 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
+from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
@@ -343,6 +344,7 @@ def sweep(
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
+    meeting: Meeting,
 ) -> None:
     """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
     index, j = inputs.species, inputs.j
@@ -375,6 +377,8 @@ def sweep(
             else:
                 for atom in range(atoms[0], atoms[1]):
                     push(atom, inputs.reverse, work)
+        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+            return
 
 
 @compiled(merge=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
+from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -194,6 +195,7 @@ def sweep(
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
+    meeting: Meeting,
 ) -> None:
     """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
     index, j = inputs.species, inputs.j
@@ -224,6 +226,8 @@ def sweep(
             else:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
+        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+            return
 
 
 @compiled(merge=True)
