@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.network import Settings
 from mdlearn.training import loop
+from mdlearn.training import run as training_run
 from mdlearn.training.dataset import concatenate, make_example
 from mdlearn.training.loop import Schedule, Training, fit
 from mdlearn.training.loss import Weights
@@ -141,6 +143,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TRAIN = ["train", "frames.xyz", "--features", "8", "--epochs", "12", "--output"]
+
+
+def test_a_folder_lacks_nothing_of_what_is_saved(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though files are written more seldom than epochs end."""
+    monkeypatch.setattr(training_run, "WRITE_EVERY_S", math.inf)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    save, seen = Training.save, list[tuple[int, int]]()
+
+    def checked(training: Training, path: Path) -> None:
+        save(training, path)
+        best = [each.epoch for each in training.history if each.best]
+        if best:
+            rows = (path.parent / "metrics.csv").read_text().splitlines()
+            model = load_model(path.parent / "model.safetensors")
+            seen.append((len(rows) - 1, model.provenance["epoch"]))
+            assert seen[-1] == (len(training.history), best[-1])
+
+    monkeypatch.setattr(Training, "save", checked)
+    assert run(*TRAIN[:4], "--epochs", "4", "--output", "whole")[0] == 0
+    assert len({epochs for epochs, _ in seen}) == 4
 
 
 def test_kills_leave_no_trace(here: Path, run: Run) -> None:

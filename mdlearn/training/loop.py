@@ -299,6 +299,7 @@ def fit(
     stops: Callable[[int, int], bool] = never,
     *,
     path: Path | None = None,
+    before_saving: Callable[[], None] = lambda: None,
     team: Team = ALONE,
     most_parts: int = 1,
 ) -> Iterator[Epoch]:
@@ -315,6 +316,7 @@ def fit(
         stops: called after each step with the step within the epoch and their number; returns
             whether to stop there. A team stops when any of its processes wants to.
         path: where to save the training, now and then, and where it stops.
+        before_saving: keeps what came of it until then.
         team: the processes that train together; only the first one saves.
         most_parts: in how many parts a batch may be computed where memory does not suffice.
 
@@ -337,6 +339,7 @@ def fit(
         nonlocal saved
         training.seconds = time.monotonic() - began
         if path is not None and team.rank == 0 and due:
+            before_saving()
             training.save(path)
             saved = time.monotonic()
 
@@ -390,7 +393,6 @@ def fit(
         training.history.append(result)
         training.losses = []
         yield result
-        # Whoever receives an epoch has dealt with it before it is saved as done.
         save_if(stop or time.monotonic() - saved > SAVE_EVERY_S)
         if stop:
             return

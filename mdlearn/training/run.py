@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,8 @@ from mdlearn.training.step import MOST_PARTS
 from mdlearn.training.team import assemble
 
 GOLDEN_STRUCTURES = 2
+WRITE_EVERY_S = 5.0
+"""Seconds between two looks that others may take at a training."""
 OUTPUTS = ("config.toml", "metrics.csv", "model.safetensors", STATE, *REPORT_OUTPUTS, "tensorboard")
 
 
@@ -56,10 +61,10 @@ class Watcher(NamedTuple):
 def train(config: TrainConfig, watcher: Watcher) -> Result | None:
     """Trains a model and leaves it in the run folder with the configuration and the metrics.
 
-    The folder is written as the run goes: `config.toml` first, `metrics.csv` after every epoch, and
-    `model.safetensors` whenever the validation loss is the lowest yet, so it always holds the best
-    model so far. `training.safetensors` is what `--resume` goes on from; it goes when the training
-    is finished and the model has received its physics certificate.
+    The folder is written as the run goes: `config.toml` first, and every few seconds `metrics.csv`
+    and the best model so far, that of the lowest validation loss. `training.safetensors` is what
+    `--resume` goes on from; it goes when the training is finished and the model has received its
+    physics certificate.
 
     Returns:
         None if it was stopped before its end, and in all processes of a team but the first.
@@ -82,25 +87,31 @@ def train(config: TrainConfig, watcher: Watcher) -> Result | None:
             Examples(team.share(start.data.valid), start.examples.cutoff, device),
             start.config.batch_atoms,
         )
+        outputs = Outputs(start)
         epochs = fit(
             training,
             start.examples,
             valid,
             watcher.stops,
             path=folder / STATE,
+            before_saving=outputs.write,
             team=team,
             most_parts=MOST_PARTS if start.config.auto_batch else 1,
         )
         wanted = start.config.tensorboard and team.rank == 0
         log = open_tensorboard(folder / "tensorboard") if wanted else None
-        for epoch in epochs:
+        try:
+            for epoch in epochs:
+                if team.rank == 0:
+                    outputs.add(epoch)
+                if log:
+                    scalars = {f"valid/{name}": x for name, x in epoch.valid._asdict().items()}
+                    scalars |= {"loss/train": epoch.loss, "learning_rate": epoch.learning_rate}
+                    log(epoch.epoch, scalars)
+                watcher.on_epoch(epoch)
+        finally:
             if team.rank == 0:
-                _keep(start, epoch)
-            if log:
-                scalars = {f"valid/{name}": x for name, x in epoch.valid._asdict().items()}
-                scalars |= {"loss/train": epoch.loss, "learning_rate": epoch.learning_rate}
-                log(epoch.epoch, scalars)
-            watcher.on_epoch(epoch)
+                outputs.write()
         if team.rank > 0 or not training.finished():
             return None
         return _finish(start, device)
@@ -116,14 +127,46 @@ def _open_folder(start: Start) -> None:
     write_atomically(folder / "config.toml", to_toml(stored).encode())
 
 
-def _keep(start: Start, epoch: Epoch) -> None:
-    """Writes what an epoch has brought."""
-    folder, training = start.folder, start.training
-    if epoch.best:
-        golden = [frame.system for frame in start.data.valid[:GOLDEN_STRUCTURES]]
-        provenance = _provenance(start, epoch)
-        save_model(folder / "model.safetensors", training.averaged, provenance, golden)
-    write_atomically(folder / "metrics.csv", _metrics(training.history).encode())
+class Outputs:
+    """What a run folder shows of a training.
+
+    It is written every few seconds, as an epoch may take less than files do, and before the state
+    of the training is: so of what that has, nothing is missing.
+    """
+
+    def __init__(self, start: Start) -> None:
+        """Writes nothing yet."""
+        self.start = start
+        self.network = copy.deepcopy(start.training.averaged)
+        """The best so far."""
+        self.best: Epoch | None = None
+        """That it is from, if it has not been written."""
+        self.shown = len(start.training.history)
+        """Epochs that have been."""
+        self.written = -math.inf
+
+    def add(self, epoch: Epoch) -> None:
+        """Takes note of what an epoch has brought."""
+        if epoch.best:
+            with torch.no_grad():
+                averaged = self.start.training.averaged.parameters()
+                torch._foreach_copy_(list(self.network.parameters()), list(averaged))
+            self.best = epoch
+        if time.monotonic() - self.written > WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what has not been written."""
+        folder, data, history = self.start.folder, self.start.data, self.start.training.history
+        if self.best:
+            golden = [frame.system for frame in data.valid[:GOLDEN_STRUCTURES]]
+            provenance = _provenance(self.start, self.best)
+            save_model(folder / "model.safetensors", self.network, provenance, golden)
+            self.best = None
+        if self.shown < len(history):
+            write_atomically(folder / "metrics.csv", _metrics(history).encode())
+            self.shown = len(history)
+        self.written = time.monotonic()
 
 
 def _finish(start: Start, device: torch.device) -> Result:
