@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,11 @@ def capture(launch: Callable[[], Result], device: torch.device) -> Callable[[], 
         return result
 
     return replay
+
+
+def place_for(tensor: Tensor) -> Tensor:
+    """A tensor that stays where it is, for a graph to read; with the same values to begin with."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def is_recording() -> bool:

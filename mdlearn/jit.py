@@ -99,9 +99,8 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    sources = [
-        here / name for name in ("jit.py", "lanes.py", "meeting.py", "neighbors.py", "guards.py")
-    ]
+    names = ("jit", "lanes", "meeting", "search", "neighbors", "guards")
+    sources = [here / f"{name}.py" for name in names]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn" / state

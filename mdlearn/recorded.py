@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mdlearn.graph import capture
+from mdlearn.graph import capture, place_for
 from mdlearn.guards import Watched, shares
 from mdlearn.integrators.integrator import State, Surroundings
 from mdlearn.neighbors import Neighbors, moved_since_build
@@ -82,13 +82,13 @@ class RecordedSteps:
         """
         self.dynamics = dynamics
         self.shape = shape_of(lists)
-        self.state = _state(list(map(_copy, _tensors(state))), 0)
-        self.conserved = _copy(conserved)
-        self.neighbors = Neighbors(*map(_copy, lists.neighbors))
-        self.watched = Watched(*map(_copy, _padded(lists.watched, self.shape.watched)))
+        self.state = _state(list(map(place_for, _tensors(state))), 0)
+        self.conserved = place_for(conserved)
+        self.neighbors = Neighbors(*map(place_for, lists.neighbors))
+        self.watched = Watched(*map(place_for, _padded(lists.watched, self.shape.watched)))
         self.lists = lists
         self.given = dynamics.surroundings(state)[:3]
-        self.world = [_copy(each) for each in self.given]
+        self.world = [place_for(each) for each in self.given]
         self.replay = capture(self._step, state.momenta.device)
 
     def _step(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,3 @@ def _state(tensors: list[Tensor], step: int) -> State:
         freedom=next(each),
         step=step,
     )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)

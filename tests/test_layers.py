@@ -18,7 +18,16 @@ MODULES = {
 }
 """Path of each module by its name below `mdlearn`."""
 
-BELOW = ("units", "errors", "system", "neighbors", "division", "integrators", "potentials")
+BELOW = (
+    "units",
+    "errors",
+    "system",
+    "search",
+    "neighbors",
+    "division",
+    "integrators",
+    "potentials",
+)
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
 CORE = {"system", "neighbors", "units", "errors", "jit", "lanes", "meeting", "graph"}
@@ -26,7 +35,8 @@ ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
     "system": {"units", "errors"},
-    "neighbors": {"system", "units", "errors", "jit"},
+    "search": {"system", "errors", "jit"},
+    "neighbors": {"search", "system", "jit"},
     "division": {"neighbors", "system"},
     "potentials": {"potentials", "division", *CORE},
     "integrators": {"integrators", *CORE},

@@ -129,6 +129,16 @@ def test_what_a_gpu_lays_out_is_the_same_list(name: str, cutoff: float, capacity
         torch.testing.assert_close(one.cpu(), other, rtol=0.0, atol=0.0)
 
 
+def test_what_a_gpu_lays_out_may_have_gone_far() -> None:
+    system = to_system(crystal())
+    jumps = torch.zeros_like(system.positions)
+    jumps[3] = 5e5 * system.cell[0].sum(0)
+    system = system._replace(positions=system.positions + jumps)
+    found = _build_on_device(System(*(each.to(DEVICE) for each in system)), 0, 3.5, 0)
+    for one, other in zip(found, build(system, 3.5), strict=True):
+        assert torch.equal(one.cpu(), other)
+
+
 def test_what_a_gpu_cannot_search_it_says() -> None:
     system = System(*(each.to(DEVICE) for each in to_system(crystal())))
     positions = system.positions.clone()

@@ -123,7 +123,7 @@ def _begin(config: SimulateConfig) -> Beginning:
     network, system = place(model.network, structures, config.structure, config.device)
     potential = _potential(model)
     neighbors = build(system, network.cutoff, SKIN)
-    pairs = n_replicas / len(structures) * usual_pairs(model, system)
+    pairs = n_replicas / len(structures) * _usual_pairs(model, system)
     choose_threads(potential, system, neighbors, pairs)
     fix = fixed_atoms(structures, config.fix)
     mobile = mobile_atoms(fix, system)
@@ -193,7 +193,7 @@ def _potential(model: Model | PropagatorModel) -> Evaluable:
     return choose_form(model)
 
 
-def usual_pairs(model: Model | PropagatorModel, system: System) -> float:
+def _usual_pairs(model: Model | PropagatorModel, system: System) -> float:
     """How many a batch has if its atoms have as many neighbors as those of the training frames."""
     return len(system.numbers) * model.network.settings.average_neighbors
 
@@ -273,7 +273,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
         potential = within_memory(
             str(wanted.resume), potential, model.golden, neighbors, at_once=config.atoms_at_once
         )
-    choose_threads(potential, batch, neighbors, usual_pairs(model, batch))
+    choose_threads(potential, batch, neighbors, _usual_pairs(model, batch))
     dynamics = narrow(make_dynamics(config, network, potential, system), system, running)
     saved = choose(restart, system, running)
     snapshot = restore(dynamics, batch, saved)
@@ -319,7 +319,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
             while True:
                 # As a run decides that is resumed from here.
                 system = latest.state.system
-                pairs = usual_pairs(model, system)
+                pairs = _usual_pairs(model, system)
                 choose_threads(dynamics.potential, system, latest.neighbors, pairs)
                 try:
                     return simulate(

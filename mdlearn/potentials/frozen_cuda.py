@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mdlearn.graph import capture, is_recording
+from mdlearn.graph import capture, is_recording, place_for
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.equivariant import NEAR, Equivariant
 from mdlearn.potentials.evaluate import Frozen
@@ -86,7 +86,7 @@ class FrozenEquivariantOnGPU(Frozen):
         """The launches for a shape; a graph, but where Triton is interpreted."""
         n_systems, (n_atoms, capacity) = len(system.cell), neighbors.j.shape
         work = make_workspace(self.weights, n_atoms, capacity)
-        inputs, lists = System(*map(_copy, system)), Neighbors(*map(_copy, neighbors))
+        inputs, lists = System(*map(place_for, system)), Neighbors(*map(place_for, neighbors))
 
         def launch() -> Evaluation:
             return self.launch(work, inputs, lists)
@@ -356,10 +356,6 @@ class FrozenEquivariantOnGPU(Frozen):
             len(self.species),
             _power_of_two(capacity),
         )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _power_of_two(count: int) -> int:
