@@ -212,7 +212,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
-    return tuple([each.cpu().numpy() for each in tensors])
+    return tuple([each.numpy() for each in tensors])
 
 
 def _shares_by_operations(

@@ -10,9 +10,11 @@ change; and what the world does in the step.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.graph import capture, place_for
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
 
 
-Ways = list[Tensor]
-"""Of each step, how far atoms have moved since lists were built, (n_systems,) Å;"""
-Shares = list[Tensor]
-"""and the guards' shares, see `guards.shares`."""
+class Done(NamedTuple):
+    """What came of some steps."""
+
+    state: State
+    """After the last."""
+    way: NDArray[Any]
+    """(steps, n_systems) Å, how far atoms had moved by each of them since lists were built."""
+    share: float
+    """The largest of the guards' shares in all of them, see `guards.shares`; or NaN."""
 
 
 class Steps:
@@ -40,10 +47,8 @@ class Steps:
         self.dynamics = dynamics
         self.recorded: RecordedSteps | None = None
 
-    def run(
-        self, state: State, lists: Lists, conserved: Tensor, length: int
-    ) -> tuple[State, Ways, Shares]:
-        """The state after so many steps, and what is known of each of them."""
+    def run(self, state: State, lists: Lists, conserved: Tensor, length: int) -> Done:
+        """Does so many steps, and looks at values once."""
         if pays(self.dynamics, state):
             if self.recorded is None or self.recorded.shape != shape_of(lists):
                 self.recorded = None  # and its memory is free
@@ -54,7 +59,7 @@ class Steps:
             state = self.dynamics.step(state, lists.neighbors)
             ways.append(moved_since_build(state.system, lists.neighbors))
             used.append(shares(state, lists.watched, conserved, self.dynamics.limits))
-        return state, ways, used
+        return Done(state, *_look(ways, used))
 
 
 def pays(dynamics: Dynamics, state: State) -> bool:
@@ -104,9 +109,7 @@ class RecordedSteps:
                 mine.copy_(new)
         return moved, used
 
-    def run(
-        self, state: State, lists: Lists, conserved: Tensor, length: int
-    ) -> tuple[State, Ways, Shares]:
+    def run(self, state: State, lists: Lists, conserved: Tensor, length: int) -> Done:
         """See `Steps.run`; the lists are of the shape that was recorded."""
         for mine, theirs in zip(_tensors(self.state), _tensors(state), strict=True):
             mine.copy_(theirs)
@@ -128,7 +131,18 @@ class RecordedSteps:
             ways.append(moved.clone())
             used.append(shared.clone())
         tensors = [each.clone() for each in _tensors(self.state)]
-        return _state(tensors, state.step + length), ways, used
+        return Done(_state(tensors, state.step + length), *_look(ways, used))
+
+
+def _look(ways: list[Tensor], used: list[Tensor]) -> tuple[NDArray[Any], float]:
+    """The only look at values in a block: ways of each step, and the largest share."""
+    length = len(ways)
+    if ways[0].device.type == "cpu":  # where it is free, but to put them together would not be
+        way, shared = (np.array([each.numpy() for each in seen]) for seen in (ways, used))
+        return way, float(shared.max())
+    seen = torch.cat([*ways, *(each.flatten() for each in used)]).cpu().numpy()
+    count = length * len(ways[0])
+    return seen[:count].reshape(length, -1), float(seen[count:].max())
 
 
 def shape_of(lists: Lists) -> Shape:

@@ -294,7 +294,7 @@ def simulate(
         if longest > 1:
             ahead = _steps_ahead(moved, speed, skin, longest)
         length = min(ahead, every - state.step % every, steps - state.step)
-        trial, now, good, share = _run_block(block, state, lists, conserved, moved, length)
+        trial, now, good, share = _run_block(block, state, lists, conserved, length)
         if good == 0:
             first = dynamics.step(state, lists.neighbors)
             left = ~(_moved(first.system, lists.neighbors) <= skin / 2)  # True for NaN
@@ -306,7 +306,7 @@ def simulate(
             moved = np.where(left, 0.0, moved)
             continue
         if good < length:
-            trial, now, _, share = _run_block(block, state, lists, conserved, moved, good)
+            trial, now, _, share = _run_block(block, state, lists, conserved, good)
         if not share <= 1.0:  # NaN trips too
             tripped = _to_trip(dynamics, state, lists, conserved)
             last = Snapshot(tripped, lists.neighbors, conserved)
@@ -361,23 +361,20 @@ def _run_block(
     state: State,
     lists: Lists,
     conserved: Tensor,
-    moved: NDArray[Any],
     length: int,
 ) -> tuple[State, NDArray[Any], int, float]:
-    """Runs some steps on lists with atoms that have `moved`, (n_systems,) Å, since they were built.
+    """Runs some steps on lists that are not worn.
 
     Returns:
         The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
         lists were good, and not worn before the step; and the largest of the guards' shares.
     """
-    state, ways, used = block.run(state, lists, conserved, length)
-    values = [*ways, *(each.flatten() for each in used)]
-    seen = torch.cat(values).cpu().numpy()  # the only look at values in a block
     skin = block.dynamics.skin
-    way = np.concatenate([moved[None], seen[: length * len(moved)].reshape(length, -1)])
-    good = ((way[:-1] <= WORN * skin) & (way[1:] <= skin / 2)).all(1)
-    steps = length if good.all() else int(good.argmin())
-    return state, way[-1], steps, float(seen[length * len(moved) :].max())
+    state, way, share = block.run(state, lists, conserved, length)
+    good = way <= skin / 2
+    good[1:] &= way[:-1] <= WORN * skin
+    steps = length if good.all() else int(good.all(1).argmin())
+    return state, way[-1], steps, share
 
 
 def _to_trip(dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> State:
