@@ -109,7 +109,8 @@ def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: flo
     """Pairs of a list that the guard of distance is to look at, each of them once.
 
     All that can come too near while atoms move by no more than skin/2 from where the list was
-    built; a limit beyond the cutoff, where nothing is felt, counts from there. Looks at values.
+    built, or further where that does not wear it; a limit beyond the cutoff, where nothing is felt,
+    counts from there. Looks at values.
 
     Args:
         neighbors: a list that reaches a cutoff and the skin.
@@ -126,7 +127,8 @@ def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: flo
         return watch_by_operations(neighbors, system, closest, skin)
     lists = (neighbors.j, shift, neighbors.reverse, neighbors.valid)
     places = (neighbors.reference, neighbors.reference_cell, system.system, system.numbers)
-    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest.numpy(), skin)
+    reach = (skin / neighbors.wear).numpy()
+    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest.numpy(), reach)
     slots = torch.from_numpy(chosen)
     n = slots // neighbors.j.shape[1]
     found = (neighbors.j.view(-1)[slots], shift.view(-1, 3)[slots])
@@ -144,13 +146,14 @@ def watch_by_operations(
     translation = torch.bmm(shift[:, None], neighbors.reference_cell[system.system[n]])[:, 0]
     x = neighbors.reference
     squared = (x[j] - x[n] + translation).square().sum(1)
-    chosen = torch.nonzero(squared <= (nearest + skin).square())[:, 0]
+    reach = nearest + (skin / neighbors.wear)[system.system[n]]
+    chosen = torch.nonzero(squared <= reach.square())[:, 0]
     return Watched(n[chosen], j[chosen], shift[chosen], nearest[chosen])
 
 
 @compiled()
 def _choose(
-    lists: tuple[Array, ...], places: tuple[Array, ...], nearest: Array, skin: float
+    lists: tuple[Array, ...], places: tuple[Array, ...], nearest: Array, reach: Array
 ) -> tuple[Array, Array]:
     """Which slots `watch` chooses, and how near the atoms of each may come, Å."""
     others, shift, reverse, valid = lists
@@ -164,7 +167,7 @@ def _choose(
                 continue
             j = others[n, k]
             squared = _squared(positions, n, j, shift[n, k], box)
-            if not squared > (nearest[numbers[n], numbers[j]] + skin) ** 2:
+            if not squared > (nearest[numbers[n], numbers[j]] + reach[system[n]]) ** 2:
                 chosen[count] = n * capacity + k
                 count += 1
     limit = np.empty(count)

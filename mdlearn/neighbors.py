@@ -32,6 +32,10 @@ WIDE_SKIN = 1.5
 FEW_ATOMS = 24
 PAIRWISE_SKIN = 1.0
 """Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
+PAIRED = 0.1
+"""Wear of the list of a molecule so small that all its atoms are paired: no motion makes that list
+wrong. It is built anew once atoms are far from where they were, for that is when atoms that have
+flown off are found."""
 MANY_ATOMS = 500
 """Of a system that a GPU searches itself; fewer cost it more launches than they take a CPU."""
 
@@ -57,6 +61,8 @@ class Neighbors(NamedTuple):
     """(n_systems, 3, 3) Å, cells that the list was built from."""
     inverse_cell: Tensor
     """(n_systems, 3, 3) 1/Å, of the reference cell; the pseudoinverse where there is no volume."""
+    wear: Tensor
+    """(n_systems,), how much a list minds that atoms move: one, or `PAIRED` if it has all pairs."""
     reach: Tensor
     """() Å, cutoff + skin."""
 
@@ -111,7 +117,7 @@ def rebuild(
     if width > capacity:
         neighbors = concatenate([neighbors], width)
     reverse = atoms[part.reverse // width] * width + part.reverse % width
-    cells = ("reference_cell", "inverse_cell")
+    cells = ("reference_cell", "inverse_cell", "wear")
     rows = part._replace(j=atoms[part.j], reverse=reverse)._asdict()
     old = neighbors._asdict()
     return neighbors._replace(
@@ -153,6 +159,7 @@ def concatenate(parts: Sequence[Neighbors], capacity: int) -> Neighbors:
         torch.cat([each.reference for each in parts]),
         torch.cat([each.reference_cell for each in parts]),
         torch.cat([each.inverse_cell for each in parts]),
+        torch.cat([each.wear for each in parts]),
         parts[0].reach,
     )
 
@@ -181,7 +188,8 @@ def _build_on_device(system: System, index: int, reach: float, capacity: int) ->
 
 def _listed(rows: Rows, system: System, reach: float) -> Neighbors:
     """A list of rows, and what they were found from."""
-    positions, cell = system.positions.detach(), system.cell.detach()
+    positions, cell, n_atoms = system.positions.detach(), system.cell.detach(), len(rows.j)
+    paired = not system.pbc.any() and int(rows.valid.sum()) == n_atoms * (n_atoms - 1)
     return Neighbors(
         rows.j,
         rows.shift.to(positions.dtype),
@@ -190,6 +198,7 @@ def _listed(rows: Rows, system: System, reach: float) -> Neighbors:
         positions,
         cell,
         torch.linalg.pinv(cell.cpu()).to(cell) if bool(cell.any()) else cell,
+        positions.new_full((1,), PAIRED if paired else 1.0),
         torch.tensor(reach, dtype=positions.dtype, device=positions.device),
     )
 
@@ -212,12 +221,13 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     The list of a system holds every pair within the cutoff while this is at most skin/2 (Verlet,
     Phys. Rev. 159, 98, 1967). Where a cell has been strained, atoms have moved from where the
     strain D alone would have taken them; it brings a pair from beyond `reach` no closer than
-    (1 - |D|) reach, and half of that counts for each of its atoms. NaN where a position is NaN.
+    (1 - |D|) reach, and half of that counts for each of its atoms. Where all pairs are listed, the
+    distance counts `PAIRED` times. NaN where a position is NaN.
     """
     if system.positions.device.type != "cpu":
         return _moved_by_operations(system, neighbors)
-    cells = (system.cell, neighbors.reference_cell, neighbors.inverse_cell, neighbors.reach)
-    arrays = (system.positions, neighbors.reference, system.system, *cells)
+    cells = (system.cell, neighbors.reference_cell, neighbors.inverse_cell, neighbors.wear)
+    arrays = (system.positions, neighbors.reference, system.system, *cells, neighbors.reach)
     return torch.from_numpy(_moved(*(each.numpy() for each in arrays)))
 
 
@@ -226,7 +236,8 @@ def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
     taken = torch.bmm(neighbors.reference[:, None], strain[system.system])[:, 0]
     distance = (system.positions - neighbors.reference - taken).square().sum(1)
     furthest = largest_by_system(distance, system).sqrt()
-    return furthest + 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()
+    closer = 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()
+    return neighbors.wear * (furthest + closer)
 
 
 @compiled()
@@ -237,6 +248,7 @@ def _moved(
     cell: NDArray[Any],
     reference_cell: NDArray[Any],
     inverse_cell: NDArray[Any],
+    wear: NDArray[Any],
     reach: NDArray[Any],
 ) -> NDArray[Any]:
     """`moved_since_build` in one loop: operations would be half of a step of a small system."""
@@ -257,5 +269,5 @@ def _moved(
             largest[system[n]] = square
     for s in range(len(cell)):
         closer = 0.5 * reach[()] * math.sqrt((strains[s] ** 2).sum())
-        largest[s] = math.sqrt(largest[s]) + closer
+        largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)
     return largest

@@ -173,7 +173,15 @@ def two_atoms(potential: ParametricPotential, pair: tuple[int, int], d: float) -
     nothing = torch.zeros(2, 1, 3, dtype=torch.float64)
     cell = torch.zeros(1, 3, 3, dtype=torch.float64)
     neighbors = Neighbors(
-        other, nothing, other, other >= 0, nothing[:, 0], cell, cell, nothing[0, 0, 0]
+        other,
+        nothing,
+        other,
+        other >= 0,
+        nothing[:, 0],
+        cell,
+        cell,
+        cell[:, 0, 0],
+        nothing[0, 0, 0],
     )
     x = torch.tensor(d, dtype=torch.float64, requires_grad=True)
     index = potential.elements.index(torch.tensor(pair))

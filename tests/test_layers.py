@@ -180,7 +180,8 @@ def test_only_the_command_line_knows_click() -> None:
     )
 
 
-def test_only_evaluate_takes_derivatives() -> None:
+def test_derivatives_are_taken_in_two_places() -> None:
+    """By where atoms are, and by what a network has learned."""
     users = set()
     for name in MODULES:
         for node in ast.walk(tree(name)):
@@ -188,7 +189,7 @@ def test_only_evaluate_takes_derivatives() -> None:
                 users.add(name)
             if isinstance(node, ast.ImportFrom) and node.module in ("torch.autograd", "torch.func"):
                 users.add(name)
-    assert users == {"potentials.evaluate"}
+    assert users == {"potentials.evaluate", "training.recorded"}
 
 
 @pytest.mark.parametrize("name", HOT)

@@ -19,6 +19,7 @@ from mdlearn import neighbors as neighbor_lists
 from mdlearn.atoms import to_system
 from mdlearn.errors import DataError, UnstableError
 from mdlearn.neighbors import (
+    PAIRED,
     SKIN,
     WIDE_SKIN,
     Neighbors,
@@ -278,6 +279,30 @@ def test_list_with_a_skin_is_complete_until_half_the_skin() -> None:
     assert float(moved_since_build(to_system(atoms), neighbors)) <= 0.35
     assert set(listed_pairs(neighbors)) == brute_force_pairs(to_system(atoms), 3.0)
     assert neighbors.valid.sum() == 2
+
+
+def test_list_of_all_pairs_hardly_wears() -> None:
+    """Whatever atoms of a small molecule do, the list that it would have anew is the old one."""
+    system, generator = to_system(molecule()), torch.Generator().manual_seed(5)
+    skin = 20.0
+    paired, some = build(system, 3.0, skin), build(system, 2.0)
+    assert int(paired.valid.sum()) == len(system.numbers) * (len(system.numbers) - 1)
+    assert int(some.valid.sum()) < int(paired.valid.sum())
+    assert paired.wear.tolist() == [PAIRED]
+    assert some.wear.tolist() == [1.0]
+    step = 2.0 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+    moved = system._replace(positions=system.positions + step)
+    distance = float(step.norm(dim=1).max())
+    assert distance > 3.0
+    assert float(moved_since_build(moved, paired)) == pytest.approx(PAIRED * distance, rel=1e-12)
+    assert float(moved_since_build(moved, some)) == pytest.approx(distance, rel=1e-12)
+    anew = build(moved, 3.0, skin)
+    for name in ("j", "shift", "reverse", "valid"):
+        assert torch.equal(getattr(anew, name), getattr(paired, name))
+    both = build(concatenate([system, to_system(crystal())]), 3.0, skin)
+    assert both.wear.tolist() == [PAIRED, 1.0]
+    lone = system._replace(pbc=torch.tensor([[True, False, False]]), cell=9.0 * torch.eye(3)[None])
+    assert build(lone, 3.0, 1.0).wear.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("cell", [np.zeros((3, 3)), np.diag([4.0, 4.0, 0.0]), np.ones((3, 3))])

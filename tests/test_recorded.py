@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checks import crystal, molecule, random_network
+from test_loss import example
 from test_simulate import INTEGRATORS, every_ensemble, potential
 
 from mdlearn import recorded
@@ -13,9 +14,13 @@ from mdlearn.atoms import to_system
 from mdlearn.guards import make_limits
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
+from mdlearn.potentials.egnn import EGNN
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.frozen import freeze
+from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.painn import PaiNN
+from mdlearn.potentials.schnet import SchNet
 from mdlearn.simulate import (
     WORN,
     Dynamics,
@@ -27,6 +32,11 @@ from mdlearn.simulate import (
     start,
 )
 from mdlearn.system import System, concatenate
+from mdlearn.training import dataset
+from mdlearn.training import recorded as gradients
+from mdlearn.training.dataset import Example, to
+from mdlearn.training.loss import Weights, count_labels
+from mdlearn.training.recorded import Recordings, gradient_of
 from mdlearn.units import GPa, kB
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,3 +150,46 @@ def test_blocks_end_about_where_lists_do() -> None:
     assert _steps_ahead(np.array([0.0]), np.array([worn / 10.5]), skin, 32) == 10
     assert _steps_ahead(np.array([0.0, worn / 2]), np.full(2, worn / 20.5), skin, 32) == 10
     assert _steps_ahead(np.array([worn]), np.array([worn]), skin, 32) == 1
+
+
+def batch_of(seed: int, repeats: int = 2) -> Example:
+    """Molecules that no two seeds give alike, with labels."""
+    atoms = molecule()
+    atoms.rattle(0.02, seed=seed)
+    batch = dataset.concatenate([example(atoms, 0.3)] * repeats)
+    return to(batch, torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("architecture", [SchNet, PaiNN, EGNN, Equivariant])
+def test_a_recorded_gradient_is_the_gradient(
+    architecture: type[ParametricPotential], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "_pays", lambda _: True)
+    network = random_network(architecture, scale=0.1).to(DEVICE)
+    parameters = list(network.parameters())
+    recordings = Recordings(network, parameters)
+    kept = []
+    for step, (seed, repeats) in enumerate([(1, 2), (1, 2), (2, 2), (3, 1), (1, 2), (4, 1)]):
+        batch = batch_of(seed, repeats)
+        weights = Weights(1.0 + step, 10.0, 0.5)
+        counts = count_labels(batch)
+        found = recordings.gradient(batch, weights, counts)
+        expected = gradient_of(network, parameters, batch, weights, counts)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0.0)
+        for one, other in zip(found.by_parameters, expected.by_parameters, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                scale = float(other.abs().max())
+                assert float((one - other).abs().max()) <= 1e-10 * scale
+        kept.append(len(recordings.kept))
+        with torch.no_grad():  # a recording sees what a step has made of the parameters
+            for each in parameters:
+                each += 0.01 * each
+    assert kept == [0, 1, 1, 1, 1, 2]
+
+
+def test_only_small_batches_on_a_gpu_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(0)
+    assert gradients._pays(batch) == (DEVICE == "cuda")
+    monkeypatch.setattr(gradients, "MANY_PAIRS", batch.neighbors.j.numel() - 1)
+    assert not gradients._pays(batch)

@@ -84,8 +84,8 @@ def test_the_others_go_on_as_if_it_had_never_been_there(ensemble: str) -> None:
     dynamics, first = start_batch(ensemble, [0, 1, 2])
     healthy = simulate(dynamics, first, steps=20, every=20, observe=lambda _: True)
     momenta = healthy.state.momenta.clone()
-    atom = 8 + 3  # of the second system; it would fly more than half an Å in a step
-    momenta[atom] = healthy.state.system.masses[atom] * 1.2 / fs
+    atom = 8 + 3  # of the second system; it would fly more than any list follows in a step
+    momenta[atom] = healthy.state.system.masses[atom] * 12.0 / fs
     spoiled = healthy._replace(state=healthy.state._replace(momenta=momenta))
     with pytest.raises(UnstableError) as raised:
         simulate(dynamics, spoiled, steps=STEPS, every=10, observe=lambda _: True)

@@ -1,4 +1,4 @@
-"""From atomic energies to everything else. The only derivative of the package is taken here.
+"""From atomic energies to everything else. The only derivative by positions is taken here.
 
 A potential gives the energy of each atom as a function of pair vectors r[n,k] (from atom n to its
 k-th neighbor). One backward pass gives g = dE/dr, and with it

@@ -26,6 +26,7 @@ from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.config import ATOMS_PER_BATCH
 from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import Errors, Weights, measure
+from mdlearn.training.recorded import Recordings
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
 
@@ -128,6 +129,8 @@ class Training:
         learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
         self.parameters = [each for each, _ in learning]
         self.average = [each for _, each in learning]
+        self.recordings = Recordings(network, self.parameters)
+        """Of the gradient by autograd, on a GPU."""
         self.means = [torch.zeros_like(each) for each in self.parameters]
         self.squares = [torch.zeros_like(each) for each in self.parameters]
         """What Adam remembers of the gradient by each parameter, and of its square."""

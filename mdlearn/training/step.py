@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mdlearn.errors import ResourceError, is_out_of_memory
-from mdlearn.potentials.evaluate import evaluate, kept_for_derivatives
+from mdlearn.potentials.evaluate import kept_for_derivatives
 from mdlearn.potentials.learning import Loops
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.training.augmentation import augment
 from mdlearn.training.dataset import Example, concatenate
-from mdlearn.training.loss import Weights, count_labels, dipole_of, loss_of, slopes_of
+from mdlearn.training.loss import Weights, count_labels, slopes_of
 from mdlearn.training.team import Team
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ def _add_up(
     training: Training, batches: Sequence[Example], weights: Weights, counts: Tensor
 ) -> Tensor | None:
     """The loss of batches, and its gradient in the parameters; None if memory does not suffice."""
-    network = training.network
     total = torch.zeros((), dtype=torch.float64, device=counts.device)
     for each in training.parameters:
         each.grad = None
@@ -105,11 +104,13 @@ def _add_up(
             if training.loops is not None:
                 total += _in_loops(training, training.loops, batch, weights, counts)
                 continue
-            evaluation = evaluate(network, batch.system, batch.neighbors, create_graph=True)
-            dipole = dipole_of(network, batch)
-            loss = loss_of(evaluation, dipole, batch, weights, network.settings.scale, counts)
-            loss.backward()
-            total += loss.detach()
+            loss, found = training.recordings.gradient(batch, weights, counts)
+            total += loss
+            for parameter, more in zip(training.parameters, found, strict=True):
+                if parameter.grad is not None and more is not None:
+                    parameter.grad += more
+                elif more is not None:  # and the next batch may overwrite it
+                    parameter.grad = more if len(batches) == 1 else more.clone()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
