@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mdlearn.jit import compiled
 from mdlearn.system import System, sum_by_system
 
 FLAT = 1e-6
@@ -15,13 +19,84 @@ FLAT = 1e-6
 
 
 def noise(seed: int, step: int, draws: int, like: Tensor) -> Tensor:
-    """Normal deviates of a step, (draws, *like.shape): a function of seed and step alone."""
-    if draws == 0:
-        return like.new_empty(0, *like.shape)
-    digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
-    values = torch.randn(draws, *like.shape, generator=generator, dtype=torch.float64)
-    return values.to(like)
+    """Normal deviates of a step, (draws, n_atoms, 3): a function of seed and step alone."""
+    return noise_of_steps([seed], [len(like)], range(step, step + 1), draws, like)[0]
+
+
+def noise_of_steps(
+    seeds: Sequence[int], sizes: Sequence[int], steps: range, draws: int, like: Tensor
+) -> Tensor:
+    """Normal deviates of some steps of a batch.
+
+    Those of a system in a step are a function of its seed and of the step, whatever is in the
+    batch. They are the numbers of Philox4x32-10 (Salmon et al., SC11, doi 10.1145/2063384.2063405),
+    whose key is the seed, and which counts steps, draws and places, made normal by pairs (Box,
+    Muller, Ann. Math. Stat. 29, 610, 1958).
+
+    Args:
+        seeds: one for each system; 64 bits of them count.
+        sizes: how many atoms each system has.
+        steps: one after another.
+        draws: how many each step takes for an atom and an axis.
+        like: (n_atoms, 3), gives device and precision.
+
+    Returns:
+        (steps, draws, n_atoms, 3).
+    """
+    out = np.empty((len(steps), draws, sum(sizes), 3))
+    keys = np.array([seed % 2**64 for seed in seeds], np.uint64)
+    _fill(keys, np.array(sizes), np.uint64(steps.start % 2**64), out)
+    return torch.from_numpy(out).to(like)
+
+
+WORD = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+FACTORS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+ROUNDS = 10
+Words = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
+
+
+@compiled(inner=True)
+def _philox(counter: Words, key: tuple[np.uint64, np.uint64]) -> Words:
+    """Four random words of 32 bits for a counter and a key of such words."""
+    a, b, c, d = counter
+    one, other = key
+    for _ in range(ROUNDS):
+        first, second = FACTORS[0] * a, FACTORS[1] * c
+        a, c = (second >> HALF) ^ b ^ one, (first >> HALF) ^ d ^ other
+        b, d = second & WORD, first & WORD
+        one, other = (one + WEYL[0]) & WORD, (other + WEYL[1]) & WORD
+    return a, b, c, d
+
+
+@compiled()
+def _fill(keys: NDArray[Any], sizes: NDArray[Any], first: np.uint64, out: NDArray[Any]) -> None:
+    """Fills (steps, draws, n_atoms, 3) with normal deviates."""
+    n_steps, draws, _, _ = out.shape
+    for t in range(n_steps):
+        step = first + np.uint64(t)
+        for draw in range(draws):
+            values = out[t, draw].reshape(-1)
+            began = 0
+            for s in range(len(keys)):
+                key = (keys[s] & WORD, keys[s] >> HALF)
+                count = 3 * sizes[s]
+                for place in range(0, count, 2):
+                    counter = (np.uint64(place), np.uint64(draw), step & WORD, step >> HALF)
+                    a, b, c, d = _philox(counter, key)
+                    # 53 bits each; the first is not zero.
+                    u = (float(a >> np.uint64(5)) * 67108864.0 + float(b >> np.uint64(6)) + 1.0) / (
+                        9007199254740992.0
+                    )
+                    v = (float(c >> np.uint64(5)) * 67108864.0 + float(d >> np.uint64(6))) / (
+                        9007199254740992.0
+                    )
+                    radius, angle = math.sqrt(-2.0 * math.log(u)), 2.0 * math.pi * v
+                    values[began + place] = radius * math.cos(angle)
+                    if place + 1 < count:
+                        values[began + place + 1] = radius * math.sin(angle)
+                began += count
 
 
 def maxwell_boltzmann(
@@ -43,8 +118,7 @@ def maxwell_boltzmann(
     """
     masses = system.masses[:, None]
     sizes = torch.bincount(system.system).tolist()
-    parts = zip(seeds, system.positions.split(sizes), strict=True)
-    normals = torch.cat([noise(seed, -1, 1, part)[0] for seed, part in parts])
+    normals = noise_of_steps(list(seeds), sizes, range(-1, 0), 1, system.positions)[0, 0]
     energy = torch.as_tensor(kT).to(masses).expand(len(sizes))[system.system, None]
     momenta = normals * (masses * energy).sqrt()
     if mobile is not None and not bool(mobile.all()):

@@ -92,7 +92,7 @@ class RecordedSteps:
         self.neighbors = Neighbors(*map(place_for, lists.neighbors))
         self.watched = Watched(*map(place_for, _padded(lists.watched, self.shape.watched)))
         self.lists = lists
-        self.given = dynamics.surroundings(state)[:3]
+        self.given = dynamics.surroundings(state)[0][:3]
         self.world = [place_for(each) for each in self.given]
         self.replay = capture(self._step, state.momenta.device)
 
@@ -121,8 +121,7 @@ class RecordedSteps:
                 mine.copy_(theirs)
             self.lists = lists
         ways, used = [], []
-        for step in range(state.step, state.step + length):
-            given = self.dynamics.surroundings(state._replace(step=step))
+        for given in self.dynamics.surroundings(state, length):  # all at once: noise is of the host
             for mine, now, before in zip(self.world, given[:3], self.given, strict=True):
                 if now is not before:
                     mine.copy_(now)

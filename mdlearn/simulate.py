@@ -31,7 +31,7 @@ from mdlearn.integrators.integrator import (
     Surroundings,
     conserved_energy,
 )
-from mdlearn.momenta import inertia, noise, rank
+from mdlearn.momenta import inertia, noise_of_steps, rank
 from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
 from mdlearn.potentials.evaluate import Evaluable, evaluate
 from mdlearn.recorded import Steps
@@ -78,22 +78,26 @@ class Dynamics(NamedTuple):
         """The potential on one list; atoms that are held feel nothing."""
         return bind_forces(self.potential, neighbors, self.mobile)
 
-    def surroundings(self, state: State) -> Surroundings:
-        """What the world does to the systems in the step after a state."""
+    def surroundings(self, state: State, count: int = 1) -> list[Surroundings]:
+        """What the world does to the systems in each of some steps after a state."""
         draws, like = self.integrator.draws, state.momenta
-        if len(self.seeds) == 1 or draws == 0:
-            normals = noise(self.seeds[0], state.step, draws, like)
+        steps = range(state.step, state.step + count)
+        if draws == 0:
+            normals = like.new_empty(count, 0, *like.shape)
         else:
-            sizes = torch.bincount(state.system.system).tolist()
-            parts = zip(self.seeds, like.split(sizes), strict=True)
-            normals = torch.cat([noise(seed, state.step, draws, p) for seed, p in parts], 1)
+            sizes = [len(like)]
+            if len(self.seeds) > 1:
+                sizes = torch.bincount(state.system.system).tolist()
+            normals = noise_of_steps(self.seeds, sizes, steps, draws, like)
         if self.mobile is not None and not self.integrator.keeps_momentum:
             normals = normals * self.mobile  # the others scale momenta, of which there are none
-        return Surroundings(normals, self.kT(state.step), self.pressure(state.step))
+        rows = zip(normals, steps, strict=True)
+        return [Surroundings(each, self.kT(step), self.pressure(step)) for each, step in rows]
 
     def step(self, state: State, neighbors: Neighbors) -> State:
         """The state one time step later."""
-        surroundings = self.surroundings(state)._replace(neighbors=neighbors)
+        (surroundings,) = self.surroundings(state)
+        surroundings = surroundings._replace(neighbors=neighbors)
         return self.integrator.step(state, self.forces(neighbors), surroundings)
 
 

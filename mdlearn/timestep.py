@@ -18,7 +18,14 @@ from mdlearn.integrators import conserved_energy, velocity_verlet
 from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.neighbors import SKIN, build
 from mdlearn.potentials.evaluate import Evaluable
-from mdlearn.simulate import Snapshot, bind_forces, isolated, simulate, start
+from mdlearn.simulate import (
+    Snapshot,
+    bind_forces,
+    degrees_of_freedom,
+    isolated,
+    simulate,
+    start,
+)
 from mdlearn.system import System
 from mdlearn.units import LIGHT_M_PER_S, fs, second
 
@@ -160,7 +167,8 @@ def energy_excursion(
         potential: the potential.
         system: where to start; of many systems, all energies are added.
         timestep_fs: the time step.
-        kT: eV, of the first velocities.
+        kT: eV, of the first velocities, which have the energy of that at least: by chance a few
+            atoms may have next to none.
         mobile: (n_atoms, 1), zero for atoms that are held.
 
     Returns:
@@ -169,6 +177,10 @@ def energy_excursion(
     dynamics = isolated(potential, velocity_verlet(timestep_fs * fs), system)
     dynamics = dynamics._replace(mobile=mobile)
     momenta = maxwell_boltzmann(system, kT, dynamics.seeds, mobile)
+    kinetic = 0.5 * float((momenta.square() / system.masses[:, None]).sum())
+    mean = 0.5 * kT * float(degrees_of_freedom(dynamics, system).sum())
+    if 0.0 < kinetic < mean:
+        momenta = momenta * (mean / kinetic) ** 0.5
     energies: list[Tensor] = []
 
     def observe(snapshot: Snapshot) -> bool:

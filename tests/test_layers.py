@@ -42,7 +42,7 @@ ALLOWED = {
     "integrators": {"integrators", *CORE},
     "guards": {"integrators", "potentials.wall", *CORE},
     "trips": {"guards", "integrators", *CORE},
-    "momenta": {"system"},
+    "momenta": {"system", "jit"},
     "recorded": {"guards", "integrators", "potentials.evaluate", *CORE},
     "simulate": {
         "guards",

@@ -405,7 +405,7 @@ def work(lennard_jones_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "def run(text): group.main(text.split(), standalone_mode=False)",
             "run('simulate lj.safetensors start.xyz --relax --ensemble nve --temperature 60"
             " --every 1 --timestep 1 --steps 150 --output traj.h5')",
-            "run('train --propagator traj.h5 --stride 4fs --size small --epochs 16 --batch-size 8"
+            "run('train --propagator traj.h5 --stride 4fs --size small --epochs 40 --batch-size 8"
             " --output run')",
         ]
     )
