@@ -18,6 +18,8 @@ features between the two points, half of `DISPLACEMENT` away; the sign of ε alt
 
 from __future__ import annotations
 
+import math
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -107,10 +109,12 @@ class Loops(Frozen):
             "stiffness": STIFFNESS,
             "reference": np.array([energies[z] for z in network.species]),
         }
-        learned, self.gradient = _zeros(network), _zeros(network)
+        learned, _ = _zeros(network)
         self.weights = layout.Weights(**fixed, **learned._asdict())
         """What loops read; `look_up` renews it."""
-        sides = zip(self._places(learned), self._places(self.gradient), strict=True)
+        self.halves = (_zeros(network), _zeros(network))
+        """The gradient, as it comes from the first half of the atoms and from the second."""
+        sides = zip(self._places(learned), self._places(self.halves[0][0]), strict=True)
         self.places = [
             _Place(each, place, to_place, factor)
             for (each, place, factor), (_, to_place, _) in sides
@@ -163,10 +167,7 @@ class Loops(Frozen):
             self.work = _room(self.weights, n_atoms, capacity)
         work = self.work
 
-        # Of one size and an even number, so that two threads have the same to do.
-        pairs_of_blocks = -(-n_atoms // (2 * WIDTH))
-        width = -(-n_atoms // (2 * pairs_of_blocks))
-
+        width = _width(n_atoms)
         # The last stage has nothing but forces to do.
         stages = (0, 2 * len(self.products) + forces)
 
@@ -189,6 +190,7 @@ class Loops(Frozen):
 
     def accumulate(self) -> None:
         """Adds the gradient that loops have left to that of the parameters."""
+        self.halves[0][1][:] += self.halves[1][1]
         for each in self.places:
             parameter = each.parameter
             if not parameter.requires_grad:
@@ -235,8 +237,8 @@ class Point:
         positions, cell, here, there = displace(
             inputs, sign * DISPLACEMENT, loops.cutoff, loops.weights.out, *slopes
         )
-        for each in loops.gradient:
-            each.fill(0.0)
+        for _, whole in loops.halves:
+            whole.fill(0.0)
         assert loops.work is not None
         self._add(loops.work, here)
         self._add(loops.run(inputs._replace(positions=positions, cell=cell), forces=False), there)
@@ -244,39 +246,58 @@ class Point:
 
     def _add(self, work: layout.Pass, factors: Array) -> None:
         """Adds that of the energies of atoms, times factors (N,)."""
-        loops = self.loops
+        loops, n_atoms, count = self.loops, len(factors), 10 * len(work.raw) - 4
+        # Two threads see to the atoms that they have seen to before, which their caches may know.
+        width = _width(n_atoms)
+        middle = width * (-(-n_atoms // width) // 2)
+        halves = zip(loops.halves, ((0, middle), (middle, n_atoms)), (0, count), strict=True)
+        known = (factors, self.inputs.species, loops.weights, work)
+        rows = [(atoms, start, gradient) for (gradient, _), atoms, start in halves]
 
         def part(parts: tuple[int, int]) -> None:
-            add_gradient(parts, factors, self.inputs.species, loops.weights, work, loops.gradient)
+            for atoms, start, gradient in rows:
+                mine = (max(parts[0] - start, 0), min(parts[1] - start, count))
+                if mine[0] < mine[1] and atoms[0] < atoms[1]:
+                    add_gradient(mine, atoms, *known, gradient)
 
-        loops.team.share(10 * len(work.raw) - 4, part)
+        loops.team.share(2 * count, part)
 
 
-def _zeros(network: Equivariant) -> layout.Gradient:
-    """Zeros, where loops have what is learned."""
+def _width(n_atoms: int) -> int:
+    """Atoms of a block: all of one size and an even number, so that two threads do the same."""
+    pairs_of_blocks = -(-n_atoms // (2 * WIDTH))
+    return -(-n_atoms // (2 * pairs_of_blocks))
+
+
+def _zeros(network: Equivariant) -> tuple[layout.Gradient, Array]:
+    """Zeros, where loops have what is learned, one array after another; and all of them."""
     n, more, species = network.settings.features, len(network.messages), len(network.species)
     channels = network.settings.radial * species
     hidden, invariants = network.energy_head.hidden.weight.shape
-    dtype = network.energy_head.bias.dtype
-
-    # Of torch; see `_room`.
-    def zeros(*shape: int) -> Array:
-        return torch.zeros(shape, dtype=dtype).numpy()
-
-    return layout.Gradient(
-        filters=zeros(more, n // LANES, 2, BUNDLE),
-        first=zeros(DEGREE + 1, channels, 3 * n),
-        mix=zeros(more, DEGREE + 1, channels + n, 3 * n),
-        element=zeros(more + 1, species, 3 * n),
-        speak=zeros(more, DEGREE + 1, 2 * n, 2 * n),
-        gate=zeros(more, 2 * n, 3 * n),
-        gate_bias=zeros(more, 2 * n),
-        said=zeros(more, species, 2 * n),
-        hidden=zeros(hidden, invariants),
-        hidden_bias=zeros(species, hidden),
-        out=zeros(1, hidden),
-        linear=zeros(1, invariants),
-    )
+    shapes = {
+        "filters": (more, n // LANES, 2, BUNDLE),
+        "first": (DEGREE + 1, channels, 3 * n),
+        "mix": (more, DEGREE + 1, channels + n, 3 * n),
+        "element": (more + 1, species, 3 * n),
+        "speak": (more, DEGREE + 1, 2 * n, 2 * n),
+        "gate": (more, 2 * n, 3 * n),
+        "gate_bias": (more, 2 * n),
+        "said": (more, species, 2 * n),
+        "hidden": (hidden, invariants),
+        "hidden_bias": (species, hidden),
+        "out": (1, hidden),
+        "linear": (1, invariants),
+    }
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    # Each begins where a vector register does, as do arrays of torch; see `_room`.
+    ends = list(accumulate(size + -size % LANES for size in sizes.values()))
+    whole = torch.zeros(ends[-1], dtype=network.energy_head.bias.dtype).numpy()
+    starts = dict(zip(shapes, [0, *ends], strict=False))
+    parts = {
+        name: whole[starts[name] : starts[name] + sizes[name]].reshape(shape)
+        for name, shape in shapes.items()
+    }
+    return layout.Gradient(**parts), whole
 
 
 def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:

@@ -141,6 +141,8 @@ def make_example(frame: Frame, cutoff: float) -> Example:
 
 def concatenate(examples: Sequence[Example]) -> Example:
     """Makes one batch of several examples."""
+    if len(examples) == 1:
+        return examples[0]
     capacity = max(each.neighbors.j.shape[1] for each in examples)
     return Example(
         systems.concatenate([each.system for each in examples]),

@@ -115,6 +115,15 @@ class Training:
         self.frames_sha256 = frames_sha256
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         """The running average of the weights: the network that a user gets."""
+        pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
+        learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
+        self.parameters = [each for each, _ in learning]
+        self.whole = _joined(self.parameters)
+        """All parameters that learn, in one row; they are parts of it."""
+        self.average = _joined([each for _, each in learning])
+        """Likewise."""
+        self.means, self.squares = torch.zeros_like(self.whole), torch.zeros_like(self.whole)
+        """What Adam remembers of the gradient by each of them, and of its square."""
         self.loops, self.averaged_loops = loops_of(network), loops_of(self.averaged)
         """That give gradients and errors faster than autograd, if there are any for the network."""
         self.without_loops = ""
@@ -125,15 +134,8 @@ class Training:
         """A batch to try numbers of threads on."""
         self.weights = weights
         self.schedule = schedule
-        pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
-        learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
-        self.parameters = [each for each, _ in learning]
-        self.average = [each for _, each in learning]
         self.recordings = Recordings(network, self.parameters)
         """Of the gradient by autograd, on a GPU."""
-        self.means = [torch.zeros_like(each) for each in self.parameters]
-        self.squares = [torch.zeros_like(each) for each in self.parameters]
-        """What Adam remembers of the gradient by each parameter, and of its square."""
         self.history: list[Epoch] = []
         self.steps = 0
         """Taken in all."""
@@ -185,20 +187,22 @@ class Training:
             loss: () that it is the gradient of.
             rate: the step size.
         """
-        rows = zip(self.parameters, self.means, self.squares, strict=True)
-        moving = [(each, each.grad, *row) for each, *row in rows if each.grad is not None]
-        parameters, gradients, means, squares = map(list, zip(*moving, strict=True))
-        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        gradient = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters]
+        )
+        length = torch.linalg.vector_norm(gradient)
         step = torch.full((), self.steps + 1.0, device=length.device)
+        # Short memory at first, so that the random start is soon forgotten.
+        decay = min(self.schedule.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             # What the optimizer of torch does, which takes three times as long to get there.
             torch._fused_adamw_(
-                parameters,
-                gradients,
-                means,
-                squares,
+                [self.whole],
+                [gradient],
+                [self.means],
+                [self.squares],
                 [],
-                [step] * len(moving),
+                [step],
                 lr=rate,
                 beta1=BETAS[0],
                 beta2=BETAS[1],
@@ -208,10 +212,7 @@ class Training:
                 maximize=False,
                 grad_scale=(length / CLIP).clamp_min(1.0).float(),
             )
-        # Short memory at first, so that the random start is soon forgotten.
-        decay = min(self.schedule.ema, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():  # else the average drags the graph of its whole history along
-            torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+            self.average.lerp_(self.whole, 1.0 - decay)
         self.losses.append(loss)
         self.steps += 1
 
@@ -284,10 +285,19 @@ class Training:
         tensors: dict[str, Tensor] = {}
         tensors |= {f"network.{name}": each for name, each in self.network.named_parameters()}
         tensors |= {f"average.{name}": each for name, each in self.averaged.named_parameters()}
-        for index, moments in enumerate(zip(self.means, self.squares, strict=True)):
-            for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
-                tensors[f"optimizer.{index}.{name}"] = moment
+        sizes = [each.numel() for each in self.parameters]
+        for name, moment in (("exp_avg", self.means), ("exp_avg_sq", self.squares)):
+            for index, part in enumerate(moment.split(sizes)):
+                tensors[f"optimizer.{index}.{name}"] = part
         return tensors
+
+
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    """All parameters in one row, of which they become parts: a step is one operation on it."""
+    whole = torch.cat([each.detach().flatten() for each in parameters])
+    for each, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+        each.data = part.view_as(each)
+    return whole
 
 
 def never(step: int, steps: int) -> bool:
