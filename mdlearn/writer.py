@@ -46,6 +46,9 @@ class TrajectoryWriter:
         self._shapes = [
             {name: data.shape[1:] for name, data in series.items()} for series in self._series
         ]
+        self._kinds = [
+            {name: data.dtype for name, data in series.items()} for series in self._series
+        ]
         self._restart = {name: (data.shape, data.dtype) for name, data in self._slots[0].items()}
         self._pending: list[dict[str, list[npt.NDArray[Any]]]] = [
             {name: [] for name in series} for series in self._series
@@ -135,15 +138,17 @@ class TrajectoryWriter:
         for name, (_, factor) in VECTORS.items():
             frame[paths.vector(name)] = np.asarray(vectors[name], np.float64) * factor
         frame |= {paths.observable(name): value for name, value in observables.items()}
-        rows = {name: np.array(value) for name, value in frame.items()}
+        kinds = self._kinds[replica]
+        rows = {name: np.array(value, kinds.get(name)) for name, value in frame.items()}
         found = {name: row.shape for name, row in rows.items()}
         if found != shapes:
             raise MDLearnError(
                 f"{self.path}: expected, in step {step}, rows of the shapes {shapes}, found "
                 f"{found}. Pass the atoms and observables that the file was made for."
             )
+        pending = self._pending[replica]
         for name, row in rows.items():
-            self._pending[replica][name].append(row.astype(self._series[replica][name].dtype))
+            pending[name].append(row)
 
     def commit(self, restart: Mapping[str, npt.NDArray[Any]]) -> None:
         """Makes the frames appended since the last commit, and the restart state, permanent.
