@@ -18,6 +18,7 @@ import pytest
 from checks import Run
 
 from mdlearn import Trajectory, cli
+from mdlearn.cli.ensembles import SimulateConfig
 
 FRAME = """3
 Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.5 pbc="F F F"
@@ -516,12 +517,17 @@ class TestSimulate:
         assert said in err
         assert not outputs(here)
 
+    @pytest.mark.parametrize("text", ["0.4", "0.4fs", "0.4 fs"])
+    def test_a_time_step_may_have_its_unit(self, text: str) -> None:
+        assert SimulateConfig.model_validate({"timestep": text}).timestep == 0.4
+
     @pytest.mark.parametrize(
         "options",
         [
             ["--steps", "-1"],
             ["--timestep", "nan"],
             ["--timestep", "-0.5"],
+            ["--timestep", "0.5ps"],
             ["--temperature", "-1"],
             ["--temperature", "inf"],
             ["--time", "10"],

@@ -68,10 +68,13 @@ NPT = ("npt", "npt-flexible", "mtk")
 
 
 def _timestep(text: object) -> object:
-    """A number of fs, or `auto`."""
+    """A number of fs, with its unit or without, or `auto`."""
     try:
-        if text == "auto" or 0.0 < float(str(text)) <= LONGEST_FS:
+        if text == "auto":
             return text
+        timestep = float(str(text).strip().removesuffix("fs"))
+        if 0.0 < timestep <= LONGEST_FS:
+            return timestep
     except ValueError:
         pass
     raise ValueError(f"expected a number of fs above 0 and at most {LONGEST_FS:g}, or auto")
