@@ -167,6 +167,10 @@ def rough(index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors, c: f
     return 0.2 * (torch.sin(150.0 * distance) * envelope(distance, c)).sum(1)
 
 
+def stiff(index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors, c: float) -> Tensor:
+    return 1e-3 * (torch.sin(4e3 * distance) * envelope(distance, c)).sum(1)
+
+
 FAULTS: dict[Extra, set[str]] = {
     # What is not invariant under rotation also feels a torque.
     sees_x: {"rotation", "reflection", "net torque"},
@@ -202,6 +206,15 @@ def test_sound_networks_hold_in_every_row(
 @pytest.mark.parametrize("extra", FAULTS, ids=lambda each: each.__name__)
 def test_broken_potentials_fail_where_they_are_broken(extra: Extra) -> None:
     assert broken(measure(with_extra(extra))) == FAULTS[extra]
+
+
+def test_stiffness_is_no_wrong_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes within the first step of a difference is measured by a smaller one."""
+    network = with_extra(stiff)
+    assert not {"force", "stress"} & broken(measure(network, []))
+    first = certificate.DIFFERENCE_STEPS[:1]
+    monkeypatch.setattr(certificate, "DIFFERENCE_STEPS", first)
+    assert {"force", "stress"} <= broken(measure(network, []))
 
 
 def test_every_row_but_translation_and_net_force_has_a_fault_that_breaks_it() -> None:
