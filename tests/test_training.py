@@ -27,6 +27,7 @@ from mdlearn.packed import PackedFrames
 from mdlearn.packing import PackedWriter
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.potentials.schnet import SchNet
+from mdlearn.training.adam import BETAS, CLIP
 from mdlearn.training.dataset import (
     Example,
     Examples,
@@ -36,7 +37,7 @@ from mdlearn.training.dataset import (
     split_frames,
 )
 from mdlearn.training.finetune import adapt
-from mdlearn.training.loop import BETAS, CLIP, Epoch, Schedule, Training, fit
+from mdlearn.training.loop import Epoch, Schedule, Training, fit
 from mdlearn.training.loss import Weights, measure
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,

@@ -23,15 +23,13 @@ from mdlearn.potentials.frozen import misgiving
 from mdlearn.potentials.learning import loops_of
 from mdlearn.potentials.model_file import DAMAGE
 from mdlearn.potentials.network import ParametricPotential
+from mdlearn.training.adam import Adam
 from mdlearn.training.config import ATOMS_PER_BATCH
 from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.recorded import Recordings
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
-
-CLIP = 10.0
-"""Largest norm of the gradient of the loss; only the odd batch of the first epochs is longer."""
 
 ENERGY_START, ENERGY_FINISH = 0.1, 10.0
 """What the weight of the energy is multiplied by, first and last. An energy is one number a frame:
@@ -40,10 +38,6 @@ On 450 frames of 3BPA, 40 epochs, a weight that rises to 25 in step with the cos
 meV/Å, a constant one 17 and a tenth of it 16."""
 ENERGY_RISE = 4
 """Power of the progress that it rises with: late, when the learning rate is nearly zero."""
-
-BETAS = (0.9, 0.98)
-"""Memory of Adam for gradients and their squares. A long one for the squares, as is customary,
-lets the large gradients of the beginning hold back the rest of a short training: 7 % more error."""
 
 WARMUP = 100
 """Steps over which the learning rate rises, or an epoch where that is longer."""
@@ -118,12 +112,7 @@ class Training:
         pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
         learning: list[tuple[Tensor, Tensor]] = [each for each in pairs if each[0].requires_grad]
         self.parameters = [each for each, _ in learning]
-        self.whole = _joined(self.parameters)
-        """All parameters that learn, in one row; they are parts of it."""
-        self.average = _joined([each for _, each in learning])
-        """Likewise."""
-        self.means, self.squares = torch.zeros_like(self.whole), torch.zeros_like(self.whole)
-        """What Adam remembers of the gradient by each of them, and of its square."""
+        self.adam = Adam(self.parameters, [each for _, each in learning])
         self.loops, self.averaged_loops = loops_of(network), loops_of(self.averaged)
         """That give gradients and errors faster than autograd, if there are any for the network."""
         self.without_loops = ""
@@ -187,32 +176,9 @@ class Training:
             loss: () that it is the gradient of.
             rate: the step size.
         """
-        gradient = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters]
-        )
-        length = torch.linalg.vector_norm(gradient)
-        step = torch.full((), self.steps + 1.0, device=length.device)
         # Short memory at first, so that the random start is soon forgotten.
         decay = min(self.schedule.ema, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            # What the optimizer of torch does, which takes three times as long to get there.
-            torch._fused_adamw_(
-                [self.whole],
-                [gradient],
-                [self.means],
-                [self.squares],
-                [],
-                [step],
-                lr=rate,
-                beta1=BETAS[0],
-                beta2=BETAS[1],
-                weight_decay=0.0,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-                grad_scale=(length / CLIP).clamp_min(1.0).float(),
-            )
-            self.average.lerp_(self.whole, 1.0 - decay)
+        self.adam.step(self.steps + 1, rate, decay)
         self.losses.append(loss)
         self.steps += 1
 
@@ -285,19 +251,7 @@ class Training:
         tensors: dict[str, Tensor] = {}
         tensors |= {f"network.{name}": each for name, each in self.network.named_parameters()}
         tensors |= {f"average.{name}": each for name, each in self.averaged.named_parameters()}
-        sizes = [each.numel() for each in self.parameters]
-        for name, moment in (("exp_avg", self.means), ("exp_avg_sq", self.squares)):
-            for index, part in enumerate(moment.split(sizes)):
-                tensors[f"optimizer.{index}.{name}"] = part
-        return tensors
-
-
-def _joined(parameters: Sequence[Tensor]) -> Tensor:
-    """All parameters in one row, of which they become parts: a step is one operation on it."""
-    whole = torch.cat([each.detach().flatten() for each in parameters])
-    for each, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
-        each.data = part.view_as(each)
-    return whole
+        return tensors | self.adam.tensors()
 
 
 def never(step: int, steps: int) -> bool:

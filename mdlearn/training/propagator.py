@@ -22,10 +22,11 @@ from mdlearn.potentials.propagator import Propagator, PropagatorSettings, propag
 from mdlearn.potentials.propagator_checkpoint import save_propagator
 from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.system import System
+from mdlearn.training.adam import BETAS, CLIP
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import deal
 from mdlearn.training.history import to_csv, versions
-from mdlearn.training.loop import BETAS, CLIP, WARMUP, Schedule, cosine
+from mdlearn.training.loop import WARMUP, Schedule, cosine
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     average_neighbors,
