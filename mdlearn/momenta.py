@@ -70,6 +70,12 @@ def _philox(counter: Words, key: tuple[np.uint64, np.uint64]) -> Words:
     return a, b, c, d
 
 
+@compiled(inner=True)
+def _fraction(high: np.uint64, low: np.uint64, more: float) -> float:
+    """A number from 0 to 1 of 53 bits, 27 of one word and 26 of another."""
+    return (float(high >> np.uint64(5)) * 2.0**26 + float(low >> np.uint64(6)) + more) * 2.0**-53
+
+
 @compiled()
 def _fill(keys: NDArray[Any], sizes: NDArray[Any], first: np.uint64, out: NDArray[Any]) -> None:
     """Fills (steps, draws, n_atoms, 3) with normal deviates."""
@@ -85,13 +91,7 @@ def _fill(keys: NDArray[Any], sizes: NDArray[Any], first: np.uint64, out: NDArra
                 for place in range(0, count, 2):
                     counter = (np.uint64(place), np.uint64(draw), step & WORD, step >> HALF)
                     a, b, c, d = _philox(counter, key)
-                    # 53 bits each; the first is not zero.
-                    u = (float(a >> np.uint64(5)) * 67108864.0 + float(b >> np.uint64(6)) + 1.0) / (
-                        9007199254740992.0
-                    )
-                    v = (float(c >> np.uint64(5)) * 67108864.0 + float(d >> np.uint64(6))) / (
-                        9007199254740992.0
-                    )
+                    u, v = _fraction(a, b, 1.0), _fraction(c, d, 0.0)  # there is no log of zero
                     radius, angle = math.sqrt(-2.0 * math.log(u)), 2.0 * math.pi * v
                     values[began + place] = radius * math.cos(angle)
                     if place + 1 < count:

@@ -236,21 +236,22 @@ class TestEvaluate:
     def test_errors_are_those_of_a_plain_loop(self, here: Path, run: Run) -> None:
         from mdlearn import MDLearnCalculator
 
-        code, out, _ = run("evaluate", "run", "frames.xyz", "--json")
+        code, out, _ = run("evaluate", "run", "frames.xyz", "--json", "--precision", "float64")
         assert code == 0
         found = json.loads(out)
-        calculator = MDLearnCalculator(here / "run")
+        calculator = MDLearnCalculator(here / "run", precision="float64")
         energies, forces = [], []
         for atoms in ase.io.read(here / "frames.xyz", ":"):
             labels = atoms.calc.results
             energies.append(calculator.get_potential_energy(atoms) - labels["energy"])
             forces.append(calculator.get_forces(atoms) - labels["forces"])
-        # The calculator's network is frozen, and sums its float32 numbers in another order.
-        assert found["energy_meV"]["mae"] == pytest.approx(1e3 * np.abs(energies).mean(), rel=1e-5)
+        # The calculator's network is frozen, and sums its numbers in another order.
+        mae = 1e3 * np.abs(energies).mean()
+        assert found["energy_meV"]["mae"] == pytest.approx(mae, rel=1e-9)
         mae = 1e3 * np.abs(forces).mean()
-        assert found["forces_meV_per_A"]["mae"] == pytest.approx(mae, rel=1e-5)
+        assert found["forces_meV_per_A"]["mae"] == pytest.approx(mae, rel=1e-9)
         rmse = 1e3 * np.sqrt(np.square(forces).mean())
-        assert found["forces_meV_per_A"]["rmse"] == pytest.approx(rmse, rel=1e-5)
+        assert found["forces_meV_per_A"]["rmse"] == pytest.approx(rmse, rel=1e-9)
 
     def test_average_over_rotations(self, here: Path, run: Run) -> None:
         import torch

@@ -188,7 +188,7 @@ def test_a_batch_has_the_same_threads_when_it_is_resumed(
 KILLED = """
 import os, signal, sys
 from mdlearn.cli import main, recording, simulate
-simulate.COMMIT_S = 0.0
+simulate.COMMIT_S, simulate.COMMIT_SHARE = 0.0, float('inf')
 commit, count, commits = recording.Recorder.commit, 0, int(sys.argv.pop())
 def killed(recorder, snapshot):
     global count

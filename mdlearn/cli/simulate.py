@@ -62,6 +62,8 @@ STOPPED = 124
 """Exit code of a run that was told to stop, as `timeout` has it."""
 COMMIT_S = 2.0
 """Seconds between commits of the trajectory; what a crash of the machine can cost."""
+COMMIT_SHARE = 0.05
+"""Of the time that commits may take; those of many replicas come further apart for it."""
 
 
 class Setup(NamedTuple):
@@ -289,7 +291,8 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     """Runs to the end or until told to stop; the last state is committed whatever happens."""
     config, model, dynamics, latest, recorder = setup
     first, path = latest.state.step, recorder.writer.path
-    began = committed = time.monotonic()
+    began = time.monotonic()
+    due = began + COMMIT_S
     wish = path.parent / "EXIT"
 
     def told_to_stop() -> bool:
@@ -302,14 +305,15 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     with Line() as line:
 
         def observe(snapshot: Snapshot) -> bool:
-            nonlocal latest, committed
+            nonlocal latest, due
             latest = snapshot
             state, now = snapshot.state, time.monotonic()
             if state.step % config.every == 0:
                 recorder.append(snapshot)
-            if now - committed > COMMIT_S:
+            if now > due:
                 recorder.commit(snapshot)
-                committed = now
+                done = time.monotonic()
+                due = done + max(COMMIT_S, (done - now) / COMMIT_SHARE)
             recorder.warn_of_lonely_atoms(snapshot)
             rate = (state.step - first) / (now - began)  # steps/s
             line.show(progress(config, snapshot, rate))
