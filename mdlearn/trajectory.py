@@ -61,7 +61,7 @@ class Trajectory:
         self._replica, self._paths = replica, replicas[replica]
         self._commits, self._frames = (self._file[f"{OURS}/{n}"] for n in ("commits", "frames"))
         self._state = (-1, 0)  # commits, frames
-        self._datasets: dict[str, tuple[int, Any]] = {}  # commits when it was last refreshed
+        self._grows = bool(self._file.swmr_mode)  # somebody writes it, or was killed doing so
         particles = self._file[self._paths.particles]
         self.numbers: npt.NDArray[np.int64] = particles["species"][()]
         self.masses: Floats = particles["mass"][()]
@@ -135,7 +135,7 @@ class Trajectory:
             commits, _ = self._committed()
             slot = f"{OURS}/restart/{commits % 2}"
             names = list(self._file[slot])
-            state = {n: np.asarray(self._dataset(f"{slot}/{n}", commits)[()]) for n in names}
+            state = {n: np.asarray(self._dataset(f"{slot}/{n}")[()]) for n in names}
             # A writer enters this slot again only after the next commit.
             if commits == self._committed()[0]:
                 return state
@@ -185,27 +185,31 @@ class Trajectory:
     def _committed(self) -> tuple[int, int]:
         """Number of commits and of committed frames, now."""
         while True:
-            self._commits.refresh()
+            if self._grows:
+                self._commits.refresh()
             commits = int(self._commits[()])
             if commits == self._state[0]:
                 return self._state
-            self._frames.refresh()
+            if self._grows:
+                self._frames.refresh()
             # Returned only if still valid: a commit meanwhile may have changed this entry.
             self._state = (commits, h5md.frames_in(self._frames, commits)[self._replica])
 
-    def _dataset(self, name: str, commits: int) -> Any:
-        known, dataset = self._datasets.get(name, (None, None))
-        if dataset is None:
-            dataset = self._file[name]
-        if known != commits:  # else HDF5 would go on showing the last chunk as it was
+    def _dataset(self, name: str) -> Any:
+        """A handle for one use.
+
+        To refresh a handle of HDF5 2.0 and to let go of it spoils what other handles of the same
+        data in this process find: numbers of other frames. So none is kept.
+        """
+        dataset = self._file[name]
+        if self._grows:  # else HDF5 would go on showing the last chunk as it was
             dataset.refresh()
-            self._datasets[name] = (commits, dataset)
         return dataset
 
     def _read(self, name: str, selection: int | slice) -> Any:
         try:
-            commits, n_frames = self._committed()
-            dataset = self._dataset(name, commits)
+            _, n_frames = self._committed()
+            dataset = self._dataset(name)
             chosen = range(n_frames)[selection]
             if isinstance(chosen, int):
                 return dataset[chosen]

@@ -89,6 +89,29 @@ def finished(path):
     return path
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_several_readers_of_one_process_read_the_same(path, written):
+    """HDF5 2.0 gives other frames where a handle was refreshed and another one is left."""
+    writer, last = create(path), 1500
+    write(writer, 0, last + 1, every=500)
+    if not written:
+        writer.close()
+    with Trajectory(path) as reader:
+        expected = reader.atoms(last)
+        for _ in range(3):
+            with Trajectory(path) as another:
+                assert another.times_fs[last] == expected.info["time_fs"]
+                found = another.atoms(last)
+            assert found.info == expected.info
+            assert np.array_equal(found.positions, expected.positions)
+        assert reader.atoms(last).info == expected.info
+    if written:
+        write(writer, last + 1, last + 3)
+        writer.close()
+        with Trajectory(path) as reader:
+            assert len(reader) == last + 3
+
+
 def assert_holds(path, at_least=0, at_most=10**9):
     """All committed frames and the restart state are what was written; returns their number."""
     with Trajectory(path) as found:
