@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 def capture(launch: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
@@ -40,9 +41,34 @@ def capture(launch: Callable[[], Result], device: torch.device) -> Callable[[], 
     return replay
 
 
-def place_for(tensor: Tensor) -> Tensor:
-    """A tensor that stays where it is, for a graph to read; with the same values to begin with."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+def place_for(value: Value) -> Value:
+    """Where a graph reads what it is given: the same tensors, elsewhere, to stay there.
+
+    Args:
+        value: a tensor, or a named tuple of tensors, of such tuples, and of what no graph reads.
+    """
+    there: Any = value
+    kind: Any = type(value)
+    if isinstance(value, Tensor):
+        there = value.clone(memory_format=torch.contiguous_format)
+    elif isinstance(value, tuple):
+        there = kind._make(map(place_for, value))
+    placed: Value = there
+    return placed
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """The tensors of what `place_for` takes, in their order."""
+    if isinstance(value, tuple):
+        return [each for part in value for each in tensors_of(part)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def put(value: object, place: object) -> None:
+    """Writes the tensors of a value to a place for it."""
+    for new, mine in zip(tensors_of(value), tensors_of(place), strict=True):
+        if new is not mine:
+            mine.copy_(new)
 
 
 def is_recording() -> bool:

@@ -9,7 +9,6 @@ change; and what the world does in the step.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mdlearn.graph import capture, place_for
+from mdlearn.graph import capture, place_for, put
 from mdlearn.guards import Watched, shares
 from mdlearn.integrators.integrator import State, Surroundings
-from mdlearn.neighbors import Neighbors, moved_since_build
+from mdlearn.neighbors import moved_since_build
 from mdlearn.potentials.evaluate import Frozen
-from mdlearn.system import Evaluation, System
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
@@ -87,10 +85,10 @@ class RecordedSteps:
         """
         self.dynamics = dynamics
         self.shape = shape_of(lists)
-        self.state = _state(list(map(place_for, _tensors(state))), 0)
+        self.state = place_for(state)
         self.conserved = place_for(conserved)
-        self.neighbors = Neighbors(*map(place_for, lists.neighbors))
-        self.watched = Watched(*map(place_for, _padded(lists.watched, self.shape.watched)))
+        self.neighbors = place_for(lists.neighbors)
+        self.watched = place_for(_padded(lists.watched, self.shape.watched))
         self.lists = lists
         self.given = dynamics.surroundings(state)[0][:3]
         self.world = [place_for(each) for each in self.given]
@@ -104,33 +102,28 @@ class RecordedSteps:
         after = self.dynamics.integrator.step(self.state, forces, surroundings)
         moved = moved_since_build(after.system, self.neighbors)
         used = shares(after, self.watched, self.conserved, self.dynamics.limits)
-        for mine, new in zip(_tensors(self.state), _tensors(after), strict=True):
-            if mine is not new:
-                mine.copy_(new)
+        put(after, self.state)
         return moved, used
 
     def run(self, state: State, lists: Lists, conserved: Tensor, length: int) -> Done:
         """See `Steps.run`; the lists are of the shape that was recorded."""
-        for mine, theirs in zip(_tensors(self.state), _tensors(state), strict=True):
-            mine.copy_(theirs)
-        self.conserved.copy_(conserved)
+        put(state, self.state)
+        put(conserved, self.conserved)
         if lists is not self.lists:
-            padded = _padded(lists.watched, self.shape.watched)
-            kept = [*self.neighbors, *self.watched]
-            for mine, theirs in zip(kept, [*lists.neighbors, *padded], strict=True):
-                mine.copy_(theirs)
+            put(lists.neighbors, self.neighbors)
+            put(_padded(lists.watched, self.shape.watched), self.watched)
             self.lists = lists
         ways, used = [], []
         for given in self.dynamics.surroundings(state, length):  # all at once: noise is of the host
             for mine, now, before in zip(self.world, given[:3], self.given, strict=True):
                 if now is not before:
-                    mine.copy_(now)
+                    put(now, mine)
             self.given = given[:3]
             moved, shared = self.replay()
             ways.append(moved.clone())
             used.append(shared.clone())
-        tensors = [each.clone() for each in _tensors(self.state)]
-        return Done(_state(tensors, state.step + length), *_look(ways, used))
+        after = place_for(self.state)._replace(step=state.step + length)
+        return Done(after, *_look(ways, used))
 
 
 def _look(ways: list[Tensor], used: list[Tensor]) -> tuple[NDArray[Any], float]:
@@ -155,23 +148,3 @@ def _padded(watched: Watched, count: int) -> Watched:
     """Filled up with the first pair, again and again: the largest share stays what it is."""
     more = count - len(watched.n)
     return Watched(*(torch.cat([each, each[:1].expand(more, *each.shape[1:])]) for each in watched))
-
-
-def _tensors(state: State) -> list[Tensor]:
-    """All of a state but its step."""
-    parts = (state.bath, state.variables, state.freedom)
-    return [*state.system, state.momenta, *state.evaluation, *parts]
-
-
-def _state(tensors: list[Tensor], step: int) -> State:
-    """The inverse of `_tensors`."""
-    each = iter(tensors)
-    return State(
-        System(*islice(each, len(System._fields))),
-        next(each),
-        Evaluation(*islice(each, len(Evaluation._fields))),
-        bath=next(each),
-        variables=next(each),
-        freedom=next(each),
-        step=step,
-    )

@@ -59,7 +59,6 @@ class Trajectory:
         replicas = h5md.replicas(self._file)
         self.n_replicas = len(replicas)
         self._replica, self._paths = replica, replicas[replica]
-        self._commits, self._frames = (self._file[f"{OURS}/{n}"] for n in ("commits", "frames"))
         self._state = (-1, 0)  # commits, frames
         self._grows = bool(self._file.swmr_mode)  # somebody writes it, or was killed doing so
         particles = self._file[self._paths.particles]
@@ -185,15 +184,12 @@ class Trajectory:
     def _committed(self) -> tuple[int, int]:
         """Number of commits and of committed frames, now."""
         while True:
-            if self._grows:
-                self._commits.refresh()
-            commits = int(self._commits[()])
+            commits = int(self._dataset(f"{OURS}/commits")[()])
             if commits == self._state[0]:
                 return self._state
-            if self._grows:
-                self._frames.refresh()
+            frames = h5md.frames_in(self._dataset(f"{OURS}/frames"), commits)
             # Returned only if still valid: a commit meanwhile may have changed this entry.
-            self._state = (commits, h5md.frames_in(self._frames, commits)[self._replica])
+            self._state = (commits, frames[self._replica])
 
     def _dataset(self, name: str) -> Any:
         """A handle for one use.

@@ -11,6 +11,7 @@ from test_simulate import INTEGRATORS, every_ensemble, potential
 
 from mdlearn import recorded
 from mdlearn.atoms import to_system
+from mdlearn.graph import tensors_of
 from mdlearn.guards import make_limits
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
@@ -93,7 +94,7 @@ def test_a_recording_changes_no_bit(
     one, two = (each.state for each in ends)
     moved = (one.system.positions - first.state.system.positions).norm(dim=1).max()
     assert moved > 0.25  # so lists were renewed
-    for ours, theirs in zip(recorded._tensors(one), recorded._tensors(two), strict=True):
+    for ours, theirs in zip(tensors_of(one), tensors_of(two), strict=True):
         assert torch.equal(ours, theirs)
     assert one.step == two.step == 40
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mdlearn.graph import capture, is_recording, place_for
+from mdlearn.graph import capture, is_recording, place_for, put
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.equivariant import NEAR, Equivariant
 from mdlearn.potentials.evaluate import Frozen
@@ -75,18 +75,16 @@ class FrozenEquivariantOnGPU(Frozen):
         if is_recording():  # all of a step, on inputs that stay where they are, too
             return self.launch(self.recording.work, system, neighbors)
         if self.listed is not neighbors:
-            for mine, new in zip(self.recording.neighbors, neighbors, strict=True):
-                mine.copy_(new)
+            put(neighbors, self.recording.neighbors)
             self.listed = neighbors
-        for mine, new in zip(self.recording.system, system, strict=True):
-            mine.copy_(new)
-        return Evaluation(*(each.clone() for each in self.recording.replay()))
+        put(system, self.recording.system)
+        return place_for(self.recording.replay())
 
     def record(self, system: System, neighbors: Neighbors) -> Recording:
         """The launches for a shape; a graph, but where Triton is interpreted."""
         n_systems, (n_atoms, capacity) = len(system.cell), neighbors.j.shape
         work = make_workspace(self.weights, n_atoms, capacity)
-        inputs, lists = System(*map(place_for, system)), Neighbors(*map(place_for, neighbors))
+        inputs, lists = place_for(system), place_for(neighbors)
 
         def launch() -> Evaluation:
             return self.launch(work, inputs, lists)

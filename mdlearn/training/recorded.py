@@ -7,19 +7,15 @@ several times as long to be told as to be done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mdlearn.graph import capture, place_for
-from mdlearn.labels import Labels
-from mdlearn.neighbors import Neighbors
+from mdlearn.graph import capture, place_for, put, tensors_of
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import ParametricPotential
-from mdlearn.system import System
 from mdlearn.training.dataset import Example
 from mdlearn.training.loss import Weights, dipole_of, loss_of
 
@@ -73,9 +69,9 @@ class Recordings:
     def gradient(self, batch: Example, weights: Weights, counts: Tensor) -> Gradient:
         """See `gradient_of`; what is replayed is overwritten by the next one.
 
-        What has a shape of its own is not recorded, which takes as long as some steps.
+        A shape is recorded when it comes a second time; to record it takes as long as some steps.
         """
-        shape = tuple(each.shape for each in _tensors(batch))
+        shape = tuple(each.shape for each in tensors_of(batch))
         known = self.kept.get(shape)
         if known is None and shape in self.seen and len(self.kept) < MOST and _pays(batch):
             known = Recording(self.network, self.parameters, batch, weights, counts)
@@ -108,40 +104,21 @@ class Recording:
         Raises:
             RuntimeError: it cannot be recorded.
         """
-        self.batch = _example([place_for(each) for each in _tensors(batch)])
-        self.counts = place_for(counts)
+        self.batch, self.counts = place_for(batch), place_for(counts)
         self.weights = counts.new_tensor(weights[:-1])
         penalty = weights.penalty
 
         def launch() -> Gradient:
             # Of which a schedule changes the first at every step.
-            energy, forces, stress, dipole = self.weights.unbind()
-            now = Weights(energy, forces, stress, dipole, penalty)  # type: ignore[arg-type]
+            now = Weights._make((*self.weights.unbind(), penalty))
             return gradient_of(network, parameters, self.batch, now, self.counts)
 
         self.replay: Callable[[], Gradient] = capture(launch, counts.device)
 
     def gradient(self, batch: Example, weights: Weights, counts: Tensor) -> Gradient:
         """Of a batch of this shape."""
-        for mine, theirs in zip(_tensors(self.batch), _tensors(batch), strict=True):
-            mine.copy_(theirs)
-        self.counts.copy_(counts)
+        put(batch, self.batch)
+        put(counts, self.counts)
         for place, weight in zip(self.weights.unbind(), weights[:-1], strict=True):
             place.fill_(weight)
         return self.replay()
-
-
-def _tensors(batch: Example) -> Iterator[Tensor]:
-    """All of a batch but its name."""
-    return (each for part in batch[:3] for each in part)
-
-
-def _example(tensors: Sequence[Tensor]) -> Example:
-    """The inverse of `_tensors`."""
-    each = iter(tensors)
-    return Example(
-        System(*islice(each, len(System._fields))),
-        Neighbors(*islice(each, len(Neighbors._fields))),
-        Labels(*islice(each, len(Labels._fields))),
-        "",
-    )
