@@ -32,8 +32,8 @@ from mdlearn.potentials.evaluate import Evaluable, choose_threads
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential, Settings, Size
 from mdlearn.potentials.threads import leave_one_thread
-from mdlearn.recorded import Steps
 from mdlearn.simulate import Snapshot, isolated, simulate, start
+from mdlearn.steps import Steps
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example

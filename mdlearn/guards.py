@@ -7,7 +7,6 @@ Who did it, once a guard has tripped, is for `trips` to say.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.jit import compiled
 from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.kernels.usage import largest_of, squared_distance, usage
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
@@ -41,8 +41,6 @@ WARM = 300.0 * kB
 CROWDED, FORLORN = 1.5, 0.5
 """Times the most, and the fewest, neighbors of an atom of an element in the training frames; heat
 changes them by less."""
-RARE = 30.0
-"""The largest fluctuation of the kinetic energy is one that exp(30) = 10¹³ steps have once."""
 LARGEST_DRIFT = 0.3
 """eV per atom that the conserved energy may move before the run is called unstable. A bond's energy
 spread over a molecule: far beyond any error of integration that one could live with."""
@@ -166,7 +164,7 @@ def _choose(
             if not valid[n, k] or reverse[n, k] < n * capacity + k:
                 continue
             j = others[n, k]
-            squared = _squared(positions, n, j, shift[n, k], box)
+            squared = squared_distance(positions, n, j, shift[n, k], box)
             if not squared > (nearest[numbers[n], numbers[j]] + reach[system[n]]) ** 2:
                 chosen[count] = n * capacity + k
                 count += 1
@@ -201,7 +199,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
         energies = (evaluation.energy, state.bath, conserved, state.freedom)
         known = (limits.force, limits.kT)
         return torch.from_numpy(
-            _shares(
+            _used(
                 _arrays(places),
                 _arrays(atoms),
                 _arrays(energies),
@@ -216,6 +214,19 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
     return tuple([each.numpy() for each in tensors])
+
+
+@compiled()
+def _used(
+    places: tuple[Array, ...],
+    atoms: tuple[Array, ...],
+    energies: tuple[Array, ...],
+    watched: tuple[Array, ...],
+    limits: tuple[Array, ...],
+    drift: float,
+    hottest: float,
+) -> Array:
+    return usage(places, atoms, energies, watched, limits, drift, hottest)
 
 
 def _shares_by_operations(
@@ -235,70 +246,8 @@ def _shares_by_operations(
 
 def largest_kinetic_energy(state: State, limits: Limits) -> Tensor:
     """What equilibrium never has, (n_systems,) eV."""
-    largest: Tensor = _largest(state.freedom, limits.kT, HOTTEST)
+    largest: Tensor = largest_of(state.freedom, limits.kT, HOTTEST)
     return largest
-
-
-def _largest(freedom: Any, kT: Any, hottest: float) -> Any:
-    """What equilibrium never has, (n_systems,) eV, times `HOTTEST`.
-
-    The kinetic energy of f degrees of freedom is kT/2 times a chi-squared variable X, and
-    P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
-    """
-    return hottest * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
-
-
-_largest_of_one = compiled(inner=True)(_largest)
-
-
-@compiled(error_model="numpy")
-def _shares(
-    places: tuple[Array, ...],
-    atoms: tuple[Array, ...],
-    energies: tuple[Array, ...],
-    watched: tuple[Array, ...],
-    limits: tuple[Array, ...],
-    drift: float,
-    hottest: float,
-) -> Array:
-    """`shares` in one loop: operations would be half of a step of a small system."""
-    positions, cell, system = places
-    masses, momenta, numbers, forces = atoms
-    energy, bath, conserved, freedom = energies
-    first, second, shift, nearest = watched
-    strongest, kT = limits
-    shares, counts = np.zeros((4, len(cell))), np.zeros(len(cell))
-    close, strong, hot, moved = shares[0], shares[1], shares[2], shares[3]
-    for p in range(len(first)):
-        n = first[p]
-        squared = _squared(positions, n, second[p], shift[p], cell[system[n]])
-        close[system[n]] = _larger(close[system[n]], nearest[p] ** 2 / squared)
-    for n in range(len(system)):
-        s, f, p = system[n], forces[n], momenta[n]
-        square = (f[0] ** 2 + f[1] ** 2 + f[2] ** 2) / strongest[numbers[n]] ** 2
-        strong[s] = _larger(strong[s], square)
-        hot[s] += (p[0] ** 2 + p[1] ** 2 + p[2] ** 2) / (2.0 * masses[n])
-        counts[s] += 1.0
-    for s in range(len(cell)):
-        moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
-        hot[s] /= _largest_of_one(freedom[s], kT[s], hottest)
-    return shares
-
-
-@compiled(inner=True)
-def _squared(positions: Array, n: int, j: int, shift: Array, box: Array) -> float:
-    """The square of the distance of an image of atom j from atom n, Å²."""
-    squared = 0.0
-    for axis in range(3):
-        translation = shift[0] * box[0, axis] + shift[1] * box[1, axis] + shift[2] * box[2, axis]
-        squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
-    return squared
-
-
-@compiled(inner=True)
-def _larger(one: float, other: float) -> float:
-    """NaN if any of the two is."""
-    return other if other > one or math.isnan(other) else one
 
 
 def unfamiliar_atom(

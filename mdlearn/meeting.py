@@ -35,16 +35,17 @@ def give_up(meeting: Meeting) -> None:
 
 
 @compiled(inner=True)
-def meet(meeting: Meeting, turn: int) -> bool:
-    """Waits until all threads have come here for the `turn`-th time, counted from one.
+def meet(meeting: Meeting) -> bool:
+    """Waits until all threads have come here as often as this one.
 
     Returns:
         Whether they have; if not, one has given up, and so should this one.
     """
-    if meeting[0] == 1:
+    count = meeting[0]
+    if count == 1:
         return True
-    _arrive(meeting)
-    while _look(meeting, 1) < turn * meeting[0]:
+    all_there = (_arrive(meeting) // count + 1) * count
+    while _look(meeting, 1) < all_there:
         if _look(meeting, 2) != 0:
             return False
         _pause()
@@ -57,15 +58,14 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> A
 
 @instruction
 def _arrive(typing: Any, meeting: Any) -> Any:
-    """Counts an arrival; what was written before is there for all who see it."""
+    """Counts an arrival, and tells those before; what was written is there for all who see it."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)
         pointer = _pointer(context, builder, meeting, given[0], one)
-        builder.atomic_rmw("add", pointer, one, "acq_rel")
-        return context.get_dummy_value()
+        return builder.atomic_rmw("add", pointer, one, "acq_rel")
 
-    return types.void(meeting), generate
+    return types.int64(meeting), generate
 
 
 @instruction

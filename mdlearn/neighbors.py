@@ -36,6 +36,9 @@ PAIRED = 0.1
 """Wear of the list of a molecule so small that all its atoms are paired: no motion makes that list
 wrong. It is built anew once atoms are far from where they were, for that is when atoms that have
 flown off are found."""
+WORN = 0.75 / 2
+"""Of the skin. A list is replaced when an atom has moved so far, while it is still good for a step:
+then hardly ever is a step done in vain."""
 MANY_ATOMS = 500
 """Of a system that a GPU searches itself; fewer cost it more launches than they take a CPU."""
 
@@ -227,8 +230,10 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     if system.positions.device.type != "cpu":
         return _moved_by_operations(system, neighbors)
     cells = (system.cell, neighbors.reference_cell, neighbors.inverse_cell, neighbors.wear)
-    arrays = (system.positions, neighbors.reference, system.system, *cells, neighbors.reach)
-    return torch.from_numpy(_moved(*(each.numpy() for each in arrays)))
+    known = tuple([each.numpy() for each in cells])
+    x, reference, of_system = system.positions, neighbors.reference, system.system
+    arrays = (x.numpy(), reference.numpy(), of_system.numpy(), known, neighbors.reach.numpy())
+    return torch.from_numpy(_moved(*arrays))
 
 
 def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
@@ -240,18 +245,19 @@ def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
     return neighbors.wear * (furthest + closer)
 
 
-@compiled()
-def _moved(
+@compiled(inner=True)
+def furthest(
     positions: NDArray[Any],
     reference: NDArray[Any],
     system: NDArray[np.int64],
-    cell: NDArray[Any],
-    reference_cell: NDArray[Any],
-    inverse_cell: NDArray[Any],
-    wear: NDArray[Any],
+    cells: tuple[NDArray[Any], ...],
     reach: NDArray[Any],
 ) -> NDArray[Any]:
-    """`moved_since_build` in one loop: operations would be half of a step of a small system."""
+    """`moved_since_build` in one loop: operations would be half of a step of a small system.
+
+    Cells are those now, those of the lists, their inverse, and the wear of lists.
+    """
+    cell, reference_cell, inverse_cell, wear = cells
     largest, strains = np.zeros(len(cell), positions.dtype), np.zeros_like(cell)
     for s in range(len(cell)):
         for row in range(3):
@@ -271,3 +277,14 @@ def _moved(
         closer = 0.5 * reach[()] * math.sqrt((strains[s] ** 2).sum())
         largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)
     return largest
+
+
+@compiled()
+def _moved(
+    positions: NDArray[Any],
+    reference: NDArray[Any],
+    system: NDArray[np.int64],
+    cells: tuple[NDArray[Any], ...],
+    reach: NDArray[Any],
+) -> NDArray[Any]:
+    return furthest(positions, reference, system, cells, reach)

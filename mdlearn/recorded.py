@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,40 +23,6 @@ from mdlearn.potentials.evaluate import Frozen
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
-
-
-class Done(NamedTuple):
-    """What came of some steps."""
-
-    state: State
-    """After the last."""
-    way: NDArray[Any]
-    """(steps, n_systems) Å, how far atoms had moved by each of them since lists were built."""
-    share: float
-    """The largest of the guards' shares in all of them, see `guards.shares`; or NaN."""
-
-
-class Steps:
-    """Does steps of some dynamics on one list: one by one, or on a GPU as recorded."""
-
-    def __init__(self, dynamics: Dynamics) -> None:
-        """Records nothing yet."""
-        self.dynamics = dynamics
-        self.recorded: RecordedSteps | None = None
-
-    def run(self, state: State, lists: Lists, conserved: Tensor, length: int) -> Done:
-        """Does so many steps, and looks at values once."""
-        if pays(self.dynamics, state):
-            if self.recorded is None or self.recorded.shape != shape_of(lists):
-                self.recorded = None  # and its memory is free
-                self.recorded = RecordedSteps(self.dynamics, state, lists, conserved)
-            return self.recorded.run(state, lists, conserved, length)
-        ways, used = [], []
-        for _ in range(length):
-            state = self.dynamics.step(state, lists.neighbors)
-            ways.append(moved_since_build(state.system, lists.neighbors))
-            used.append(shares(state, lists.watched, conserved, self.dynamics.limits))
-        return Done(state, *_look(ways, used))
 
 
 def pays(dynamics: Dynamics, state: State) -> bool:
@@ -105,8 +70,15 @@ class RecordedSteps:
         put(after, self.state)
         return moved, used
 
-    def run(self, state: State, lists: Lists, conserved: Tensor, length: int) -> Done:
-        """See `Steps.run`; the lists are of the shape that was recorded."""
+    def run(
+        self, state: State, lists: Lists, conserved: Tensor, length: int
+    ) -> tuple[State, NDArray[Any], NDArray[Any]]:
+        """Does so many steps on lists of the shape that was recorded.
+
+        Returns:
+            The state after them; and for each of them how far atoms had moved by then since lists
+            were built, (steps, n_systems) Å, and the largest of the guards' shares, (steps,).
+        """
         put(state, self.state)
         put(conserved, self.conserved)
         if lists is not self.lists:
@@ -123,18 +95,15 @@ class RecordedSteps:
             ways.append(moved.clone())
             used.append(shared.clone())
         after = place_for(self.state)._replace(step=state.step + length)
-        return Done(after, *_look(ways, used))
+        return after, *_look(ways, used)
 
 
-def _look(ways: list[Tensor], used: list[Tensor]) -> tuple[NDArray[Any], float]:
-    """The only look at values in a block: ways of each step, and the largest share."""
-    length = len(ways)
-    if ways[0].device.type == "cpu":  # where it is free, but to put them together would not be
-        way, shared = (np.array([each.numpy() for each in seen]) for seen in (ways, used))
-        return way, float(shared.max())
-    seen = torch.cat([*ways, *(each.flatten() for each in used)]).cpu().numpy()
-    count = length * len(ways[0])
-    return seen[:count].reshape(length, -1), float(seen[count:].max())
+def _look(ways: list[Tensor], used: list[Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The only look at values in a block: ways of each step, and its largest share."""
+    largest = [each.max()[None] for each in used]
+    seen = torch.cat([*ways, *largest]).cpu().numpy()
+    count = len(ways) * len(ways[0])
+    return seen[:count].reshape(len(ways), -1), seen[count:]
 
 
 def shape_of(lists: Lists) -> Shape:

@@ -1,10 +1,10 @@
 """The driver: the only loop over steps of dynamics.
 
-A step has fixed shapes and never waits for a value. So the driver runs a block of steps on one
-neighbor list and looks once, at its end, for how many of them the list was good: if not for all,
-the block is done again up to the last good step, and a new list is built there. The noise of a
-step depends on the seed and the step alone, so steps that are done again are the same steps. So are
-the last ones before a guard tripped: nothing is recorded in case one does.
+A step has fixed shapes and never waits for a value. So the driver asks for a block of steps on one
+neighbor list, and is told how many were done before a list was worn or a guard tripped; see
+`steps`. The noise of a step depends on the seed and the step alone, so steps that are done again
+are the same steps. So are the last ones before a guard tripped: nothing is recorded in case one
+does.
 
 A batch shares the steps and nothing else: each system has its own noise, and when its own atoms
 have moved, and only then, a list of its own.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import UnstableError
-from mdlearn.guards import Limits, Watched, shares, watch
+from mdlearn.guards import Limits, Watched, watch
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -32,20 +32,19 @@ from mdlearn.integrators.integrator import (
     conserved_energy,
 )
 from mdlearn.momenta import inertia, noise_of_steps, rank
-from mdlearn.neighbors import SKIN, Neighbors, build, moved_since_build, rebuild
+from mdlearn.neighbors import SKIN, WORN, Neighbors, build, moved_since_build, rebuild
 from mdlearn.potentials.evaluate import Evaluable, evaluate
-from mdlearn.recorded import Steps
+from mdlearn.steps import Steps
 from mdlearn.system import Evaluation, System, sum_by_system
 from mdlearn.trips import Trip, find_trips, leap
 
-BLOCK = {"cpu": 1, "cuda": 32}
-"""Steps between looks, by kind of device: a look is free on a CPU and a stall on a GPU.
-They change the time that a run takes, and not a bit of it."""
+BLOCK = {"cpu": 64, "cuda": 32}
+"""Steps that are asked for at once, by kind of device. On a GPU nobody looks at values before their
+end. They change the time that a run takes, and not a bit of it."""
+MANY_DEVIATES = 2**22
+"""No more normal deviates at once than these, of 8 bytes."""
 TINY = 1e-6
 """Å in a step; nobody need look for slower atoms."""
-WORN = 0.75 / 2
-"""Of the skin. A list is replaced when an atom has moved so far, while it is still good for a step:
-then hardly ever is a step done in vain."""
 CRASH_STEPS = 50
 """What is kept, step by step, of the way to where a guard tripped."""
 
@@ -80,6 +79,11 @@ class Dynamics(NamedTuple):
 
     def surroundings(self, state: State, count: int = 1) -> list[Surroundings]:
         """What the world does to the systems in each of some steps after a state."""
+        noise, kT, pressure = self.world(state, count)
+        return [Surroundings(*each) for each in zip(noise, kT, pressure, strict=True)]
+
+    def world(self, state: State, count: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The fields of these: noise (steps, draws, n_atoms, 3), and kT and pressure of each."""
         draws, like = self.integrator.draws, state.momenta
         steps = range(state.step, state.step + count)
         if draws == 0:
@@ -91,8 +95,7 @@ class Dynamics(NamedTuple):
             normals = noise_of_steps(self.seeds, sizes, steps, draws, like)
         if self.mobile is not None and not self.integrator.keeps_momentum:
             normals = normals * self.mobile  # the others scale momenta, of which there are none
-        rows = zip(normals, steps, strict=True)
-        return [Surroundings(each, self.kT(step), self.pressure(step)) for each, step in rows]
+        return normals, [self.kT(each) for each in steps], [self.pressure(each) for each in steps]
 
     def step(self, state: State, neighbors: Neighbors) -> State:
         """The state one time step later."""
@@ -284,7 +287,8 @@ def simulate(
     older = newer = snapshot
     skin, lists = dynamics.skin, _list(dynamics, state.system, neighbors)
     moved = _moved(state.system, neighbors)
-    longest = ahead = BLOCK[state.momenta.device.type]
+    longest = BLOCK[state.momenta.device.type]
+    longest = max(1, min(longest, MANY_DEVIATES // max(1, state.momenta.numel())))
     speed = np.full_like(moved, np.inf)  # nobody knows yet
     block = block or Steps(dynamics)
     while state.step < steps:
@@ -295,29 +299,25 @@ def simulate(
         if worn.any():
             lists = _renew(dynamics, state.system, lists, worn)
             moved = np.where(worn, 0.0, moved)
-        if longest > 1:
-            ahead = _steps_ahead(moved, speed, skin, longest)
+        ahead = _steps_ahead(moved, speed, skin, longest)
         length = min(ahead, every - state.step % every, steps - state.step)
-        trial, now, good, share = _run_block(block, state, lists, conserved, length)
-        if good == 0:
-            first = dynamics.step(state, lists.neighbors)
-            left = ~(_moved(first.system, lists.neighbors) <= skin / 2)  # True for NaN
+        done = block.run(state, lists, conserved, length)
+        if done.steps == 0:
+            left = ~(done.moved <= skin / 2)  # True for NaN
             lost = np.flatnonzero(left & (moved == 0.0))
             if len(lost):
+                first = dynamics.step(state, lists.neighbors)
                 trips = [leap(state, first, int(index), skin / 2) for index in lost]
                 raise CrashError(trips, _replay(dynamics, older, state.step))
             lists = _renew(dynamics, state.system, lists, left)
             moved = np.where(left, 0.0, moved)
             continue
-        if good < length:
-            trial, now, _, share = _run_block(block, state, lists, conserved, good)
-        if not share <= 1.0:  # NaN trips too
-            tripped = _to_trip(dynamics, state, lists, conserved)
-            last = Snapshot(tripped, lists.neighbors, conserved)
+        if not done.share <= 1.0:  # NaN trips too
+            last = Snapshot(done.state, lists.neighbors, conserved)
             way = [*_replay(dynamics, older, last.state.step - 1), last][-CRASH_STEPS:]
             raise CrashError(find_trips(*last, dynamics.limits), way)
-        speed = (now - moved) / good
-        state, moved = trial, now
+        speed = (done.moved - moved) / done.steps
+        state, moved = done.state, done.moved
         snapshot = Snapshot(state, lists.neighbors, conserved)
         if state.step - newer.state.step >= CRASH_STEPS:
             older, newer = newer, snapshot
@@ -358,37 +358,6 @@ def _renew(dynamics: Dynamics, system: System, lists: Lists, which: NDArray[np.b
     chosen = torch.from_numpy(which).to(system.positions.device)
     cutoff, skin = dynamics.potential.cutoff, dynamics.skin
     return _list(dynamics, system, rebuild(lists.neighbors, system, chosen, cutoff, skin))
-
-
-def _run_block(
-    block: Steps,
-    state: State,
-    lists: Lists,
-    conserved: Tensor,
-    length: int,
-) -> tuple[State, NDArray[Any], int, float]:
-    """Runs some steps on lists that are not worn.
-
-    Returns:
-        The last state; how far atoms have moved by then, (n_systems,) Å; for how many steps all
-        lists were good, and not worn before the step; and the largest of the guards' shares.
-    """
-    skin = block.dynamics.skin
-    state, way, share = block.run(state, lists, conserved, length)
-    good = way <= skin / 2
-    good[1:] &= way[:-1] <= WORN * skin
-    steps = length if good.all() else int(good.all(1).argmin())
-    return state, way[-1], steps, share
-
-
-def _to_trip(dynamics: Dynamics, state: State, lists: Lists, conserved: Tensor) -> State:
-    """The first state of a block in which a guard trips."""
-    neighbors, watched = lists
-    share = 0.0
-    while share <= 1.0:
-        state = dynamics.step(state, neighbors)
-        share = float(shares(state, watched, conserved, dynamics.limits).max())
-    return state
 
 
 def _replay(dynamics: Dynamics, snapshot: Snapshot, end: int) -> list[Snapshot]:

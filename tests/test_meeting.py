@@ -25,7 +25,7 @@ def mix(turns: int, blocks: tuple[int, int], values: Array, meeting: Meeting) ->
             for each in values[turn - 1]:
                 total += each
             values[turn, block] = (31 * total + block) % 1009
-        if not meet(meeting, turn):
+        if not meet(meeting):
             return False
     return True
 

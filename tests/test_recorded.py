@@ -9,12 +9,12 @@ from checks import crystal, molecule, random_network
 from test_loss import example
 from test_simulate import INTEGRATORS, every_ensemble, potential
 
-from mdlearn import recorded
+from mdlearn import recorded, steps
 from mdlearn.atoms import to_system
 from mdlearn.graph import tensors_of
 from mdlearn.guards import make_limits
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import build
+from mdlearn.neighbors import WORN, build
 from mdlearn.potentials.egnn import EGNN
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
@@ -23,7 +23,6 @@ from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.simulate import (
-    WORN,
     Dynamics,
     Snapshot,
     _list,
@@ -82,8 +81,8 @@ def test_a_recording_changes_no_bit(
     first = hot_start(dynamics, system)
     ends = []
     for pays in (True, False):
-        monkeypatch.setattr(recorded, "pays", lambda *_, pays=pays: pays)
-        block = recorded.Steps(dynamics)
+        monkeypatch.setattr(steps, "pays", lambda *_, pays=pays: pays)
+        block = steps.Steps(dynamics)
         snapshot = first
         for end in (20, 40):
             snapshot = simulate(
@@ -100,7 +99,7 @@ def test_a_recording_changes_no_bit(
 
 
 def test_a_snapshot_is_not_overwritten_by_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "pays", lambda *_: True)
+    monkeypatch.setattr(steps, "pays", lambda *_: True)
     system = System(*(each.to(DEVICE) for each in to_system(crystal())))
     dynamics = dynamics_of("nve", chosen(), system)
     seen: list[Snapshot] = []
@@ -126,10 +125,10 @@ def test_pairs_to_watch_fill_a_shape_and_trip_as_they_would(
     first = hot_start(dynamics, system)
     shares = []
     for pays in (True, False):
-        monkeypatch.setattr(recorded, "pays", lambda *_, pays=pays: pays)
+        monkeypatch.setattr(steps, "pays", lambda *_, pays=pays: pays)
 
         lists = _list(dynamics, system, first.neighbors)
-        done = recorded.Steps(dynamics).run(first.state, lists, first.conserved, 3)
+        done = steps.Steps(dynamics).run(first.state, lists, first.conserved, 3)
         shares.append(done.share)
     assert len(lists.watched.n) > 0
     assert shares[0] == shares[1] > 0.0

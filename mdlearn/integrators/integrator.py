@@ -46,6 +46,15 @@ class Surroundings(NamedTuple):
     """The pairs of the state that a step starts from, for one that asks for more than forces."""
 
 
+class Splitting(NamedTuple):
+    """A step that compiled loops can do around the forces: B A B, or B A O A B with friction."""
+
+    dt: float
+    """Å·sqrt(u/eV), time step."""
+    remember: float = 1.0
+    """What momenta keep of themselves in O; one if there is none."""
+
+
 class Integrator(NamedTuple):
     """A pair of pure functions, and what the driver must know about them."""
 
@@ -57,6 +66,8 @@ class Integrator(NamedTuple):
     """Normal deviates that a step needs per atom and axis."""
     keeps_momentum: bool
     """Whether a system at rest as a whole stays at rest, so that this is no degree of freedom."""
+    splitting: Splitting | None = None
+    """The same step for compiled loops, if they can do it; but for rounding, the same it is."""
 
 
 def start(system: System, momenta: Tensor, forces: Forces, freedom: Tensor) -> State:

@@ -7,6 +7,7 @@ import math
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
+    Splitting,
     State,
     Surroundings,
     drift,
@@ -47,4 +48,5 @@ def langevin(dt: float, friction: float) -> Integrator:
         after = state._replace(momenta=remember * state.momenta + thermal)
         return after._replace(bath=state.bath + kinetic_energy(state) - kinetic_energy(after))
 
-    return Integrator(init=start, step=step, draws=1, keeps_momentum=False)
+    splitting = Splitting(dt, remember)
+    return Integrator(start, step, draws=1, keeps_momentum=False, splitting=splitting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
+    Splitting,
     State,
     Surroundings,
     drift,
@@ -31,4 +32,4 @@ def velocity_verlet(dt: float) -> Integrator:
         state = kick(state, 0.5 * dt)
         return state._replace(step=state.step + 1)
 
-    return Integrator(init=start, step=step, draws=0, keeps_momentum=True)
+    return Integrator(start, step, draws=0, keeps_momentum=True, splitting=Splitting(dt))

@@ -15,6 +15,7 @@ from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
+from mdlearn.potentials.kernels.motion import Motion, rest
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
@@ -51,6 +52,7 @@ class FrozenNetwork(Frozen):
         self.elements = network.elements
         self.weights, self.room, self.sweep, self.stages = weights, room, sweep, stages
         self.work: Any = None
+        self.rest = rest()
         self.inputs: Inputs | None = None
         """Of the last evaluation; as long as its list is in use, most of them stay the same."""
         self.seen: tuple[Neighbors, Tensor] | None = None
@@ -58,14 +60,27 @@ class FrozenNetwork(Frozen):
         keep_blas_on_one_thread()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
-        """See `Frozen`. Threads share the blocks of atoms."""
+        """See `Frozen`."""
+        return self.move(system, neighbors, self.rest)
+
+    def move(self, system: System, neighbors: Neighbors, motion: Motion) -> Evaluation:
+        """Does steps of dynamics on one list; threads share the blocks of atoms.
+
+        Args:
+            system: where they start; its positions are overwritten.
+            neighbors: its list.
+            motion: the steps, and what has come of them.
+
+        Returns:
+            The evaluation of the last step; of none that was done, it is without meaning.
+        """
         n_atoms, capacity = neighbors.j.shape
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
         work, inputs = self.work, self._look(system, neighbors)
 
         def sweep(blocks: tuple[int, int], meeting: Meeting) -> None:
-            self.sweep((0, self.stages), blocks, inputs, self.weights, work, meeting)
+            self.sweep((0, self.stages), blocks, inputs, self.weights, work, motion, meeting)
 
         share_blocks(self.team, len(work.invariants), sweep)
         energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)

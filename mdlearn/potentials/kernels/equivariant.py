@@ -16,6 +16,7 @@ from mdlearn.lanes import WIDTH, load, store
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
+from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
     expand_back,
@@ -248,28 +249,16 @@ def _speak_back(
                 to_product[m, place, c] = functions[place, n + c]
 
 
-@compiled(nogil=True)
-def sweep(
+@compiled(merge=True)
+def _evaluate(
     stages: tuple[int, int],
     blocks: tuple[int, int],
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
     meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in a workspace.
-
-    Of 2 I + 1 stages each needs the one before of all blocks; within a stage, blocks are
-    independent.
-
-    Args:
-        stages: the first one, and the one after the last.
-        blocks: likewise.
-        inputs: where the atoms are.
-        weights: the network.
-        work: is overwritten.
-        meeting: of the threads that share blocks, after each stage.
-    """
+) -> bool:
+    """The stages of a sweep; whether nobody has given up."""
     index, j = inputs.species, inputs.j
     n_atoms = len(index)
     n_layers, width = work.product.shape[0], work.product.shape[3]
@@ -293,5 +282,39 @@ def sweep(
             if stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+        if stage + 1 < stages[1] and not meet(meeting):
+            return False
+    return True
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    inputs: Inputs,
+    weights: Weights,
+    work: Workspace,
+    motion: Motion,
+    meeting: Meeting,
+) -> None:
+    """Energies, forces and virials of atoms, in a workspace, and steps of dynamics with them.
+
+    Of 2 I + 1 stages each needs the one before of all blocks; within a stage, blocks are
+    independent.
+
+    Args:
+        stages: the first one, and the one after the last.
+        blocks: likewise.
+        inputs: where the atoms are.
+        weights: the network.
+        work: is overwritten.
+        motion: the steps.
+        meeting: of the threads that share blocks, after each stage.
+    """
+    for step in range(max(1, motion.steps)):
+        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+            return
+        if not _evaluate(stages, blocks, inputs, weights, work, meeting):
+            return
+        if not arrive(blocks, inputs, motion, work, meeting):
             return

@@ -400,5 +400,5 @@ def sweep(
             if forces and stage == 2 * n_layers:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+        if stage + 1 < stages[1] and not meet(meeting):
             return

@@ -14,6 +14,7 @@ from mdlearn.lanes import WIDTH, alike, load, root, store, total
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
+from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -337,16 +338,16 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
 
 
-@compiled(nogil=True)
-def sweep(
+@compiled(merge=True)
+def _evaluate(
     stages: tuple[int, int],
     blocks: tuple[int, int],
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
     meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+) -> bool:
+    """The stages of a sweep; whether nobody has given up."""
     index, j = inputs.species, inputs.j
     n_atoms, n_layers = len(index), len(weights.own)
     width, n = work.invariants.shape[1:]
@@ -377,7 +378,28 @@ def sweep(
             else:
                 for atom in range(atoms[0], atoms[1]):
                     push(atom, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+        if stage + 1 < stages[1] and not meet(meeting):
+            return False
+    return True
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    inputs: Inputs,
+    weights: Weights,
+    work: Workspace,
+    motion: Motion,
+    meeting: Meeting,
+) -> None:
+    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    for step in range(max(1, motion.steps)):
+        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+            return
+        if not _evaluate(stages, blocks, inputs, weights, work, meeting):
+            return
+        if not arrive(blocks, inputs, motion, work, meeting):
             return
 
 

@@ -17,6 +17,7 @@ from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
+from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
@@ -188,16 +189,16 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     np.dot(hidden, weights.inner_back[layer], heard)
 
 
-@compiled(nogil=True)
-def sweep(
+@compiled(merge=True)
+def _evaluate(
     stages: tuple[int, int],
     blocks: tuple[int, int],
     inputs: Inputs,
     weights: Weights,
     work: Workspace,
     meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+) -> bool:
+    """The stages of a sweep; whether nobody has given up."""
     index, j = inputs.species, inputs.j
     n_atoms, n_layers, width = len(index), len(weights.speak), work.invariants.shape[1]
     for stage in range(stages[0], stages[1]):
@@ -226,7 +227,28 @@ def sweep(
             else:
                 for n in range(atoms[0], atoms[1]):
                     push(n, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting, stage + 1 - stages[0]):
+        if stage + 1 < stages[1] and not meet(meeting):
+            return False
+    return True
+
+
+@compiled(nogil=True)
+def sweep(
+    stages: tuple[int, int],
+    blocks: tuple[int, int],
+    inputs: Inputs,
+    weights: Weights,
+    work: Workspace,
+    motion: Motion,
+    meeting: Meeting,
+) -> None:
+    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    for step in range(max(1, motion.steps)):
+        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+            return
+        if not _evaluate(stages, blocks, inputs, weights, work, meeting):
+            return
+        if not arrive(blocks, inputs, motion, work, meeting):
             return
 
 

@@ -1,0 +1,215 @@
+"""Steps of dynamics around the forces, in the loops that compute them.
+
+A step of a few atoms takes no longer than to ask for it from outside. So loops are asked for many:
+they move atoms, and stop where a neighbor list is worn or a guard trips. What an atom does in a
+step is here; it is what `mdlearn.integrators` say of velocity Verlet and of Langevin dynamics.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.meeting import Meeting, meet
+from mdlearn.neighbors import furthest
+from mdlearn.potentials.kernels.atoms import Inputs
+from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.usage import larger, usage
+
+GONE, STALE, TRIPPED = 1, 2, 3
+"""Why loops stop before the last step: in the next one an atom would leave its list, a list is to
+be replaced before it, or a guard tripped."""
+
+
+class Motion(NamedTuple):
+    """Steps that loops are to do from the positions they are given, and what comes of them.
+
+    All numbers are float64. What is marked with * is overwritten.
+    """
+
+    steps: int
+    """Zero to evaluate, and move nothing."""
+    dt: float
+    """Å·sqrt(u/eV), time step."""
+    remember: float
+    """What momenta keep of themselves in a step with friction; one without."""
+    good: float
+    """Å that atoms may have moved since their list was built, and"""
+    worn: float
+    """Å, from which on it is to be replaced before the next step."""
+    drift: float
+    """eV per atom that the conserved energy may move."""
+    hottest: float
+    """See `usage.usage`, as for all guards."""
+    masses: Array
+    """(N,) u,"""
+    mobile: Array
+    """(N,), zero for atoms that are held and one for others,"""
+    numbers: Array
+    """(N,) int64."""
+    momenta: Array
+    """(N, 3)*,"""
+    forces: Array
+    """(N, 3)* eV/Å, and"""
+    energy: Array
+    """(n_systems,)* eV, of the positions before the first step, and then of the last."""
+    bath: Array
+    """(n_systems,)* eV, energy handed to the thermostat."""
+    before: Array
+    """(2, N, 3)*, positions and momenta of the step before."""
+    heat: Array
+    """(N,)* eV, handed to the thermostat in a step."""
+    noise: Array
+    """(steps, N, 3) normal deviates; none without friction."""
+    kT: Array
+    """(steps, n_systems) eV."""
+    listed: tuple[Array, ...]
+    """Of lists: reference positions, and for each system reference cell, its inverse, and wear."""
+    reach: Array
+    """() Å, of lists."""
+    watched: tuple[Array, ...]
+    """See `mdlearn.guards.Watched`."""
+    limits: tuple[Array, ...]
+    """See `usage.usage`."""
+    conserved: Array
+    """(n_systems,) eV, at the start of the simulation."""
+    freedom: Array
+    """(n_systems,)."""
+    moved: Array
+    """(2, n_systems)* Å, how far atoms have moved since lists were built: by the last step that was
+    done, and by the last that was tried."""
+    share: Array
+    """(1,)*, the largest of the guards' shares; or NaN."""
+    done: Array
+    """(2,)* int64: steps that were done; and why no more, or zero."""
+
+
+def rest() -> Motion:
+    """No steps: to evaluate only."""
+    none, few, table = np.zeros(0), np.zeros((0, 3)), np.zeros((0, 0))
+    cells, ranks, one = np.zeros((0, 3, 3)), np.zeros(0, np.int64), np.zeros(())
+    listed, watched = (few, cells, cells, none), (ranks, ranks, few, none)
+    return Motion(
+        *(0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+        *(none, none, ranks, few, few, none, none, np.zeros((2, 0, 3)), none),
+        *(np.zeros((0, 0, 3)), table, listed, one, watched, (none, none)),
+        *(none, none, table, none, np.zeros(2, np.int64)),
+    )
+
+
+@compiled(inner=True)
+def depart(
+    step: int,
+    blocks: tuple[int, int],
+    width: int,
+    inputs: Inputs,
+    motion: Motion,
+    meeting: Meeting,
+) -> bool:
+    """What comes before the forces of a step: B A, or B A O A with friction.
+
+    Returns:
+        Whether to go on: all atoms are where their list is good.
+    """
+    if motion.steps == 0:
+        return True
+    atoms = (blocks[0] * width, min(blocks[1] * width, len(inputs.system)))
+    positions, momenta, remember, dt = inputs.positions, motion.momenta, motion.remember, motion.dt
+    forget = math.sqrt(1.0 - remember * remember)
+    x_before, p_before = motion.before[0], motion.before[1]
+    for n in range(atoms[0], atoms[1]):
+        mass, heat = motion.masses[n], 0.0
+        spread = forget * math.sqrt(mass * motion.kT[step, inputs.system[n]])
+        for axis in range(3):
+            x, p = positions[n, axis], momenta[n, axis]
+            x_before[n, axis], p_before[n, axis] = x, p
+            p += 0.5 * dt * motion.forces[n, axis]
+            if remember == 1.0:
+                x += dt * p / mass
+            else:
+                x += 0.5 * dt * p / mass
+                q = remember * p + spread * motion.noise[step, n, axis]
+                heat += (p * p - q * q) / (2.0 * mass)
+                p = q
+                x += 0.5 * dt * p / mass
+            positions[n, axis], momenta[n, axis] = x, p
+        motion.heat[n] = heat
+    if not meet(meeting):
+        return False
+    if blocks[0] == 0:
+        _measure(inputs, motion)
+    if not meet(meeting):
+        return False
+    if motion.done[1] == 0:
+        return True
+    for n in range(atoms[0], atoms[1]):
+        for axis in range(3):
+            positions[n, axis], momenta[n, axis] = x_before[n, axis], p_before[n, axis]
+    return False
+
+
+@compiled(inner=True)
+def _measure(inputs: Inputs, motion: Motion) -> None:
+    """How far atoms have moved, and whether any has left its list."""
+    reference, cells, inverse, wear = motion.listed
+    box = (inputs.cell, cells, inverse, wear)
+    moved = furthest(inputs.positions, reference, inputs.system, box, motion.reach)
+    for s in range(len(moved)):
+        motion.moved[1, s] = moved[s]
+        if not moved[s] <= motion.good:  # NaN has left, too
+            motion.done[1] = GONE
+
+
+@compiled(inner=True)
+def arrive(
+    blocks: tuple[int, int], inputs: Inputs, motion: Motion, work: Any, meeting: Meeting
+) -> bool:
+    """What comes after the forces of a step: B, and a look at the guards.
+
+    Returns:
+        Whether there may be another step on these lists.
+    """
+    if motion.steps == 0:
+        return True
+    width = work.invariants.shape[1]
+    for n in range(blocks[0] * width, min(blocks[1] * width, len(inputs.system))):
+        for axis in range(3):
+            force = work.forces[n, axis] * motion.mobile[n]
+            motion.forces[n, axis] = force
+            motion.momenta[n, axis] += 0.5 * motion.dt * force
+    if not meet(meeting):
+        return False
+    if blocks[0] == 0:
+        _account(inputs, motion, work)
+    return meet(meeting) and motion.done[1] == 0
+
+
+@compiled(inner=True)
+def _account(inputs: Inputs, motion: Motion, work: Any) -> None:
+    """Energies of systems after a step, and what guards make of it."""
+    for s in range(len(inputs.cell)):
+        motion.energy[s] = 0.0
+    for n in range(len(inputs.system)):
+        motion.energy[inputs.system[n]] += work.energies[n]
+        motion.bath[inputs.system[n]] += motion.heat[n]
+    places = (inputs.positions, inputs.cell, inputs.system)
+    atoms = (motion.masses, motion.momenta, motion.numbers, motion.forces)
+    energies = (motion.energy, motion.bath, motion.conserved, motion.freedom)
+    shares = usage(
+        places, atoms, energies, motion.watched, motion.limits, motion.drift, motion.hottest
+    )
+    share = motion.share[0]
+    for guard in shares:
+        for each in guard:
+            share = larger(share, each)
+    motion.share[0] = share
+    for s in range(len(inputs.cell)):
+        motion.moved[0, s] = motion.moved[1, s]
+        if motion.moved[0, s] > motion.worn:
+            motion.done[1] = STALE
+    motion.done[0] += 1
+    if not share <= 1.0:
+        motion.done[1] = TRIPPED

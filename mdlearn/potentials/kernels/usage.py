@@ -1,0 +1,86 @@
+"""How much of what guards allow has been used, in one loop over atoms; see `mdlearn.guards`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.rows import Array
+
+RARE = 30.0
+"""The largest fluctuation of the kinetic energy is one that exp(30) = 10¹³ steps have once."""
+
+
+def largest_of(freedom: Any, kT: Any, hottest: float) -> Any:
+    """A kinetic energy that equilibrium never has, (n_systems,) eV, times `hottest`.
+
+    That of f degrees of freedom is kT/2 times a chi-squared variable X, and
+    P(X >= f + 2 sqrt(f t) + 2 t) <= exp(-t) (Laurent, Massart, Ann. Stat. 28, 1302, 2000, lemma 1).
+    """
+    return hottest * 0.5 * kT * (freedom + 2.0 * (freedom * RARE) ** 0.5 + 2.0 * RARE)
+
+
+_largest_of_one = compiled(inner=True)(largest_of)
+
+
+@compiled(error_model="numpy", inner=True)
+def usage(
+    places: tuple[Array, ...],
+    atoms: tuple[Array, ...],
+    energies: tuple[Array, ...],
+    watched: tuple[Array, ...],
+    limits: tuple[Array, ...],
+    drift: float,
+    hottest: float,
+) -> Array:
+    """What `mdlearn.guards.shares` returns, (4, n_systems).
+
+    Args:
+        places: positions, cells, and the system of each atom.
+        atoms: masses, momenta, atomic numbers, forces.
+        energies: of systems: potential, of the bath, conserved at the start; and their freedom.
+        watched: see `mdlearn.guards.Watched`.
+        limits: the largest forces by atomic number, and kT by system.
+        drift: eV per atom that the conserved energy may move.
+        hottest: times kT that a system may be.
+    """
+    positions, cell, system = places
+    masses, momenta, numbers, forces = atoms
+    energy, bath, conserved, freedom = energies
+    first, second, shift, nearest = watched
+    strongest, kT = limits
+    shares, counts = np.zeros((4, len(cell))), np.zeros(len(cell))
+    close, strong, hot, moved = shares[0], shares[1], shares[2], shares[3]
+    for p in range(len(first)):
+        n = first[p]
+        squared = squared_distance(positions, n, second[p], shift[p], cell[system[n]])
+        close[system[n]] = larger(close[system[n]], nearest[p] ** 2 / squared)
+    for n in range(len(system)):
+        s, f, p = system[n], forces[n], momenta[n]
+        square = (f[0] ** 2 + f[1] ** 2 + f[2] ** 2) / strongest[numbers[n]] ** 2
+        strong[s] = larger(strong[s], square)
+        hot[s] += (p[0] ** 2 + p[1] ** 2 + p[2] ** 2) / (2.0 * masses[n])
+        counts[s] += 1.0
+    for s in range(len(cell)):
+        moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
+        hot[s] /= _largest_of_one(freedom[s], kT[s], hottest)
+    return shares
+
+
+@compiled(inner=True)
+def squared_distance(positions: Array, n: int, j: int, shift: Array, box: Array) -> float:
+    """The square of the distance of an image of atom j from atom n, Å²."""
+    squared = 0.0
+    for axis in range(3):
+        translation = shift[0] * box[0, axis] + shift[1] * box[1, axis] + shift[2] * box[2, axis]
+        squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+    return squared
+
+
+@compiled(inner=True)
+def larger(one: float, other: float) -> float:
+    """NaN if any of the two is."""
+    return other if other > one or math.isnan(other) else one
