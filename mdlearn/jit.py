@@ -11,10 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import llvmlite.binding
 import numba
 from numba.core.errors import NumbaError
 from scipy.linalg import cython_blas
 
+# A pass that takes a fifth of the time to compile a large function, and makes no loop here faster.
+llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,10 +45,10 @@ def compiled(
         nogil: other threads may run Python meanwhile.
         error_model: `python` raises where a number is divided by zero, `numpy` does not.
         keep: on disk; not what is made from other functions.
-        inner: only called by compiled functions, and made a part of each of them; so it is nothing
-            to its bits in which process it was compiled. What is called by name is linked to code
-            of that name: where it has just been compiled, to its own, and where its caller was
-            loaded from disk, to what was optimized once more along with that.
+        inner: only called by compiled functions, and made a part of each of them, which are kept;
+            so it is nothing to its bits in which process it was compiled. What is called by name is
+            linked to code of that name: where it has just been compiled, to its own, and where its
+            caller was loaded from disk, to what was optimized once more along with that.
         merge: with the function that calls it, and with its options for `fastmath`. A caller is
             compiled together with all that it calls, once more after that was compiled by itself:
             what has a single caller need not be.
@@ -69,7 +72,7 @@ def compiled(
         given = config.CACHE_DIR
         config.CACHE_DIR = given or str(_folder())
         try:
-            dispatcher: Function = make(keep)
+            dispatcher: Function = make(keep and not (inner or merge))
         except RuntimeError:  # there is no place for a cache
             dispatcher = make(False)
         finally:

@@ -249,44 +249,6 @@ def _speak_back(
                 to_product[m, place, c] = functions[place, n + c]
 
 
-@compiled(merge=True)
-def _evaluate(
-    stages: tuple[int, int],
-    blocks: tuple[int, int],
-    inputs: Inputs,
-    weights: Weights,
-    work: Workspace,
-    meeting: Meeting,
-) -> bool:
-    """The stages of a sweep; whether nobody has given up."""
-    index, j = inputs.species, inputs.j
-    n_atoms = len(index)
-    n_layers, width = work.product.shape[0], work.product.shape[3]
-    for stage in range(stages[0], stages[1]):
-        for block in range(blocks[0], blocks[1]):
-            seen = work.seen[block]
-            atoms = (block * width, min((block + 1) * width, n_atoms))
-            if stage == 0:
-                for n in range(atoms[0], atoms[1]):
-                    look(n, inputs, weights, work)
-                expand(atoms, j, index, weights, work, seen)
-            if stage < n_layers:
-                _forward(stage, block, index, j, weights, work)
-            if stage == n_layers:
-                read(block, index, weights, work)
-                clear(seen)
-            if n_layers <= stage < 2 * n_layers:
-                _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
-            if stage == 2 * n_layers - 1:
-                expand_back(atoms, j, index, weights, work, seen)
-            if stage == 2 * n_layers:
-                for n in range(atoms[0], atoms[1]):
-                    push(n, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting):
-            return False
-    return True
-
-
 @compiled(nogil=True)
 def sweep(
     stages: tuple[int, int],
@@ -311,10 +273,33 @@ def sweep(
         motion: the steps.
         meeting: of the threads that share blocks, after each stage.
     """
+    index, j = inputs.species, inputs.j
+    n_atoms = len(index)
+    n_layers, width = work.product.shape[0], work.product.shape[3]
     for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+        if not depart(step, blocks, width, inputs, motion, meeting):
             return
-        if not _evaluate(stages, blocks, inputs, weights, work, meeting):
-            return
+        for stage in range(stages[0], stages[1]):
+            for block in range(blocks[0], blocks[1]):
+                seen = work.seen[block]
+                atoms = (block * width, min((block + 1) * width, n_atoms))
+                if stage == 0:
+                    for n in range(atoms[0], atoms[1]):
+                        look(n, inputs, weights, work)
+                    expand(atoms, j, index, weights, work, seen)
+                if stage < n_layers:
+                    _forward(stage, block, index, j, weights, work)
+                if stage == n_layers:
+                    read(block, index, weights, work)
+                    clear(seen)
+                if n_layers <= stage < 2 * n_layers:
+                    _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
+                if stage == 2 * n_layers - 1:
+                    expand_back(atoms, j, index, weights, work, seen)
+                if stage == 2 * n_layers:
+                    for n in range(atoms[0], atoms[1]):
+                        push(n, inputs.reverse, work)
+            if stage + 1 < stages[1] and not meet(meeting):
+                return
         if not arrive(blocks, inputs, motion, work, meeting):
             return

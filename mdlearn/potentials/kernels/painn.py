@@ -338,51 +338,6 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
 
 
-@compiled(merge=True)
-def _evaluate(
-    stages: tuple[int, int],
-    blocks: tuple[int, int],
-    inputs: Inputs,
-    weights: Weights,
-    work: Workspace,
-    meeting: Meeting,
-) -> bool:
-    """The stages of a sweep; whether nobody has given up."""
-    index, j = inputs.species, inputs.j
-    n_atoms, n_layers = len(index), len(weights.own)
-    width, n = work.invariants.shape[1:]
-    for stage in range(stages[0], stages[1]):
-        for block in range(blocks[0], blocks[1]):
-            atoms = (block * width, min((block + 1) * width, n_atoms))
-            if stage == 0:
-                for atom in range(atoms[0], atoms[1]):
-                    look(atom, inputs, weights, work)
-                    copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
-                    clear(work.bent[atom])
-                approach(atoms, j, weights, work)
-            elif stage <= n_layers:
-                _forward(stage - 1, block, atoms, index, weights, work)
-                if stage == n_layers:
-                    read(block, index, weights, work)
-                    clear(work.turning[block])
-                    _update_back(n_layers - 1, block, atoms, weights, work)
-            elif stage <= 2 * n_layers:
-                layer = 2 * n_layers - stage
-                adjoint = np.zeros((width, 5 * n), work.said.dtype)
-                _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
-                if layer > 0:
-                    _speak_back(layer, block, adjoint, weights, work)
-                    _update_back(layer - 1, block, atoms, weights, work)
-                else:
-                    _point(atoms, work)
-            else:
-                for atom in range(atoms[0], atoms[1]):
-                    push(atom, inputs.reverse, work)
-        if stage + 1 < stages[1] and not meet(meeting):
-            return False
-    return True
-
-
 @compiled(nogil=True)
 def sweep(
     stages: tuple[int, int],
@@ -394,11 +349,41 @@ def sweep(
     meeting: Meeting,
 ) -> None:
     """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
+    index, j = inputs.species, inputs.j
+    n_atoms, n_layers = len(index), len(weights.own)
+    width, n = work.invariants.shape[1:]
     for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+        if not depart(step, blocks, width, inputs, motion, meeting):
             return
-        if not _evaluate(stages, blocks, inputs, weights, work, meeting):
-            return
+        for stage in range(stages[0], stages[1]):
+            for block in range(blocks[0], blocks[1]):
+                atoms = (block * width, min((block + 1) * width, n_atoms))
+                if stage == 0:
+                    for atom in range(atoms[0], atoms[1]):
+                        look(atom, inputs, weights, work)
+                        copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
+                        clear(work.bent[atom])
+                    approach(atoms, j, weights, work)
+                elif stage <= n_layers:
+                    _forward(stage - 1, block, atoms, index, weights, work)
+                    if stage == n_layers:
+                        read(block, index, weights, work)
+                        clear(work.turning[block])
+                        _update_back(n_layers - 1, block, atoms, weights, work)
+                elif stage <= 2 * n_layers:
+                    layer = 2 * n_layers - stage
+                    adjoint = np.zeros((width, 5 * n), work.said.dtype)
+                    _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+                    if layer > 0:
+                        _speak_back(layer, block, adjoint, weights, work)
+                        _update_back(layer - 1, block, atoms, weights, work)
+                    else:
+                        _point(atoms, work)
+                else:
+                    for atom in range(atoms[0], atoms[1]):
+                        push(atom, inputs.reverse, work)
+            if stage + 1 < stages[1] and not meet(meeting):
+                return
         if not arrive(blocks, inputs, motion, work, meeting):
             return
 
