@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable, Collection
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import llvmlite.binding
 import numba
+from numba.core import cgutils, types
 from numba.core.errors import NumbaError
+from numba.extending import intrinsic
 from scipy.linalg import cython_blas
 
 # A pass that takes a fifth of the time to compile a large function, and makes no loop here faster.
@@ -80,6 +84,67 @@ def compiled(
         return dispatcher
 
     return decorate
+
+
+def place_of(function: Any, *arguments: Any) -> int:
+    """Where a function is in memory that is compiled, or was, for such arguments; for `do_part`."""
+    signature = tuple(map(numba.typeof, arguments))
+    function.compile(signature)
+    made = function.overloads[signature]
+    place: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    return place
+
+
+def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a compiled function may call: given types, it gives a signature, and writes code."""
+    return intrinsic(function)
+
+
+@instruction
+def do_part(
+    typing: Any, place: Any, stage: Any, block: Any, inputs: Any, weights: Any, work: Any
+) -> Any:
+    """Calls a function at a place in memory that takes two whole numbers and three other things.
+
+    Called by its name it would be compiled once more, together with its caller.
+    """
+    kinds = (types.int64, types.int64, inputs, weights, work)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        calling = context.call_conv
+        kind = calling.get_function_type(types.none, kinds)
+        function = builder.inttoptr(given[0], kind.as_pointer())
+        status, _ = calling.call_function(builder, function, types.none, kinds, given[1:])
+        with cgutils.if_unlikely(builder, status.is_error):
+            calling.return_status_propagate(builder, status)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *kinds), generate
+
+
+@contextmanager
+def helped(function: Any, processors: int, action: str, *arguments: str) -> Iterator[None]:
+    """Meanwhile another process compiles a function, unless some of it is kept on disk already.
+
+    Whoever needs the function then asks for it as ever: if the other process has failed, nothing is
+    kept, and it is compiled once more.
+
+    Args:
+        function: the function.
+        processors: that there are; for one it is not worth it.
+        action: the name of what compiles it, with the module,
+        arguments: and what that is given.
+    """
+    folder, source = function.stats.cache_path, function.py_func
+    name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbi"
+    if processors == 1 or folder is None or any(Path(folder).glob(name)):
+        yield
+        return
+    module, verb = action.rsplit(".", 1)
+    command = [sys.executable, "-c", f"from {module} import {verb}; {verb}(*{arguments})"]
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere):
+        yield
 
 
 def keep_blas_on_one_thread() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
+
+from mdlearn.jit import instruction
 
 WIDTH = 32
 """Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
@@ -38,11 +40,6 @@ class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: LanesType) -> None:
         number = ir.FloatType() if lanes.dtype == types.float32 else ir.DoubleType()
         super().__init__(manager, lanes, ir.VectorType(number, WIDTH))  # type: ignore[no-untyped-call]
-
-
-def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a compiled function may call: given types, it gives a signature, and writes code."""
-    return intrinsic(function)
 
 
 def _constant(kind: ir.VectorType, value: float) -> ir.Constant:

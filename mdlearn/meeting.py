@@ -15,8 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numpy.typing import NDArray
 
-from mdlearn.jit import compiled
-from mdlearn.lanes import instruction
+from mdlearn.jit import compiled, instruction
 
 Meeting = NDArray[np.int64]
 """(3,): how many threads meet, how often one has arrived, and whether one has given up."""

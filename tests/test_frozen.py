@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ase
+import numba
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from mdlearn.integrators import velocity_verlet
 from mdlearn.jit import compiled
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
+from mdlearn.potentials import beforehand, frozen_network
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
@@ -410,3 +412,21 @@ def test_a_mistake_in_the_loops_is_not_taken_for_a_missing_compiler(
     monkeypatch.setattr(FrozenNetwork, "evaluate", fail)
     with pytest.raises(IndexError, match="too far"):
         fastest(random_potential("schnet"), [to_system(molecule())])
+
+
+@pytest.mark.parametrize("architecture", ["schnet", "painn", "equivariant"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_another_process_compiles_what_is_needed(
+    architecture: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a small network: types are those of any other one."""
+    network = random_network(ARCHITECTURES[architecture]).to(precision)
+    ours = freeze(network)
+    assert isinstance(ours, FrozenNetwork)
+    evaluate(ours, system := to_system(crystal()), build(system, network.cutoff, 0.5))
+    given: list[object] = []
+    monkeypatch.setattr(frozen_network, "place_of", lambda *each: given.extend(each))
+    beforehand.small_network(architecture, precision).compile_backward()
+    assert given[0] is ours.loops.backward
+    needed = (0, 0, ours.inputs, ours.weights, ours.work)
+    assert [numba.typeof(each) for each in given[1:]] == [numba.typeof(each) for each in needed]

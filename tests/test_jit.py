@@ -27,11 +27,11 @@ print(energy[0], total.stats.cache_hits.total())
 """
 
 
-def run(folder: Path, **variables: str) -> list[str]:
-    """The sum of two ones, and how often it was read from disk."""
+def run(folder: Path, before: str = "", **variables: str) -> list[str]:
+    """The sum of two ones, and how often it was read from disk; after something else."""
     environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     environment |= {"XDG_CACHE_HOME": str(folder), "HOME": str(folder)} | variables
-    command = [sys.executable, "-W", "error", "-c", CODE]
+    command = [sys.executable, "-W", "error", "-c", before + CODE]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout.split()
 
@@ -41,6 +41,22 @@ def test_compiled_functions_are_kept(tmp_path: Path) -> None:
     assert first[0] == second[0] == "2.0"
     assert (first[1], second[1]) == ("0", "1")
     assert list(tmp_path.glob("mdlearn/**/*.nbi"))
+
+
+@pytest.mark.parametrize(
+    ("processors", "works", "hits"), [(2, True, "1"), (1, True, "0"), (2, False, "0")]
+)
+def test_another_process_helps(tmp_path: Path, processors: int, works: bool, hits: str) -> None:
+    """Where there is a processor for it; and where it fails, nothing is lost but time."""
+    script = tmp_path / "compile.py"
+    script.write_text(CODE if works else "raise ValueError")
+    before = f"""
+from mdlearn.jit import helped
+from mdlearn.potentials.kernels.atoms import total
+with helped(total, {processors}, "runpy.run_path", {str(script)!r}):
+    pass
+"""
+    assert run(tmp_path, before) == ["2.0", hits]
 
 
 def test_what_is_kept_is_of_these_sources(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.frozen_network import (
     BLOCK,
     FrozenNetwork,
+    Loops,
     array,
     common_room,
     common_weights,
@@ -31,8 +32,11 @@ def has_loops(network: Equivariant) -> bool:
 
 def freeze_equivariant(network: Equivariant) -> FrozenNetwork:
     """Takes over the network's weights, in its precision."""
-    stages = 2 * network.settings.interactions + 1
-    return FrozenNetwork(network, loop_weights(network), _workspace, kernel.sweep, stages)
+    layers = network.settings.interactions
+    loops = Loops(
+        "equivariant", kernel.forward, kernel.backward, turn=layers, stages=2 * layers + 1
+    )
+    return FrozenNetwork(network, loop_weights(network), _workspace, loops)
 
 
 def loop_weights(network: Equivariant) -> layout.Weights:

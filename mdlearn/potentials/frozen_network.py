@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import keep_blas_on_one_thread
+from mdlearn.jit import helped, keep_blas_on_one_thread, place_of
 from mdlearn.lanes import WIDTH
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
@@ -17,13 +17,30 @@ from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
 from mdlearn.potentials.kernels.motion import Motion, rest
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.sweep import sweep
 from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
 
+COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time."""
+
+
+class Loops(NamedTuple):
+    """What is compiled for networks of one kind."""
+
+    name: str
+    """In `ARCHITECTURES`."""
+    forward: Any
+    """Stages on the way to energies,"""
+    backward: Any
+    """and from there to forces; both are given a stage and a block, see `kernels.schnet`."""
+    turn: int
+    """The stage that belongs to both."""
+    stages: int
+    """How many there are; each needs the one before of all blocks."""
 
 
 class FrozenNetwork(Frozen):
@@ -34,8 +51,7 @@ class FrozenNetwork(Frozen):
         network: Network,
         weights: Any,
         room: Callable[[Any, int, int], Any],
-        sweep: Callable[..., None],
-        stages: int,
+        loops: Loops,
     ) -> None:
         """A network as its loops have it.
 
@@ -43,14 +59,16 @@ class FrozenNetwork(Frozen):
             network: gives elements and cutoff.
             weights: what the loops know of it.
             room: makes a workspace of weights, a number of atoms, and of neighbors of an atom.
-            sweep: the loops; see `kernels.equivariant.sweep`.
-            stages: of the loops, each of which needs the one before of all blocks.
+            loops: the loops.
         """
         super().__init__()
         self.cutoff = network.cutoff
         self.species = network.species
         self.elements = network.elements
-        self.weights, self.room, self.sweep, self.stages = weights, room, sweep, stages
+        self.precision = network.wall.start.dtype
+        self.weights, self.room, self.loops, self.sweep = weights, room, loops, sweep
+        self.places: tuple[int, int] | None = None
+        """Where the loops are in memory, once they are compiled."""
         self.work: Any = None
         self.rest = rest()
         self.inputs: Inputs | None = None
@@ -78,11 +96,13 @@ class FrozenNetwork(Frozen):
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
         work, inputs = self.work, self._look(system, neighbors)
+        places = self.places = self.places or self._compile(inputs)
+        given = (self.loops.turn, places, inputs, self.weights, work, motion)
 
-        def sweep(blocks: tuple[int, int], meeting: Meeting) -> None:
-            self.sweep((0, self.stages), blocks, inputs, self.weights, work, motion, meeting)
+        def part(blocks: tuple[int, int], meeting: Meeting) -> None:
+            self.sweep((0, self.loops.stages), blocks, *given, meeting)
 
-        share_blocks(self.team, len(work.invariants), sweep)
+        share_blocks(self.team, len(work.invariants), part)
         energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
@@ -91,6 +111,22 @@ class FrozenNetwork(Frozen):
             torch.from_numpy(work.energies.copy()),
             torch.from_numpy(work.virials.copy()),
         )
+
+    def compile_backward(self) -> None:
+        """Compiles the way from energies to forces, for atoms that are not there."""
+        few, table = np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
+        positions, cell, shift = np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((2, 2, 3))
+        inputs = Inputs(positions, cell, few, few, table, shift, table, table.astype(bool))
+        place_of(self.loops.backward, 0, 0, inputs, self.weights, self.room(self.weights, 2, 2))
+
+    def _compile(self, inputs: Inputs) -> tuple[int, int]:
+        """Compiles the loops, or loads them; another process does half of it, if it can."""
+        known = (inputs, self.weights, self.work)
+        backward, precision = self.loops.backward, str(self.precision).removeprefix("torch.")
+        with helped(backward, len(self.team), COMPILES_BACKWARD, self.loops.name, precision):
+            forward = place_of(self.loops.forward, 0, 0, *known)
+            place_of(sweep, (0, 0), (0, 0), 0, (0, 0), *known, self.rest, meeting_of(1))
+        return forward, place_of(backward, 0, 0, *known)
 
     def _look(self, system: System, neighbors: Neighbors) -> Inputs:
         """What the loops see; a step of a small system has no time to look at a list again."""
@@ -122,20 +158,20 @@ def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
     )
 
 
-def share_blocks(team: Team, count: int, sweep: Callable[[tuple[int, int], Meeting], None]) -> None:
-    """Sweeps over all blocks, one stage after the other; threads share them.
+def share_blocks(team: Team, count: int, work: Callable[[tuple[int, int], Meeting], None]) -> None:
+    """Works on all blocks, one stage after the other; threads share them.
 
     Args:
         team: the threads.
         count: of blocks.
-        sweep: is given the first block and the one after the last, and where threads meet after
+        work: is given the first block and the one after the last, and where threads meet after
             each stage.
     """
     meeting = meeting_of(min(len(team), count))
 
     def part(mine: tuple[int, int]) -> None:
         try:
-            sweep(mine, meeting)
+            work(mine, meeting)
         except BaseException:
             give_up(meeting)  # or others would wait for ever
             raise

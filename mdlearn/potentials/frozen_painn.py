@@ -11,6 +11,7 @@ from mdlearn.lanes import WIDTH
 from mdlearn.potentials.frozen_network import (
     BLOCK,
     FrozenNetwork,
+    Loops,
     array,
     common_room,
     common_weights,
@@ -29,8 +30,9 @@ from mdlearn.potentials.pairs import ChebyshevBasis
 
 def freeze_painn(network: PaiNN) -> FrozenNetwork:
     """Takes over the network's weights, in its precision, and tables of its filters."""
-    stages = 2 * network.settings.interactions + 2
-    return FrozenNetwork(network, _weights(network), _workspace, kernel.sweep, stages)
+    n = network.settings.interactions
+    loops = Loops("painn", kernel.forward, kernel.backward, turn=n, stages=2 * n + 2)
+    return FrozenNetwork(network, _weights(network), _workspace, loops)
 
 
 def _weights(network: PaiNN) -> Weights:

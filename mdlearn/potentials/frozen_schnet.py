@@ -12,6 +12,7 @@ from mdlearn.lanes import WIDTH
 from mdlearn.potentials.frozen_network import (
     BLOCK,
     FrozenNetwork,
+    Loops,
     array,
     common_room,
     common_weights,
@@ -28,8 +29,9 @@ from mdlearn.potentials.schnet import Interaction, SchNet
 
 def freeze_schnet(network: SchNet) -> FrozenNetwork:
     """Takes over the network's weights, in its precision, and tables of its filters."""
-    stages = 2 * network.settings.interactions + 2
-    return FrozenNetwork(network, _weights(network), _workspace, kernel.sweep, stages)
+    n = network.settings.interactions
+    loops = Loops("schnet", kernel.forward, kernel.backward, turn=n, stages=2 * n + 2)
+    return FrozenNetwork(network, _weights(network), _workspace, loops)
 
 
 def _weights(network: SchNet) -> kernel.Weights:

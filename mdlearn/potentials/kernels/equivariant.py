@@ -13,10 +13,8 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, load, store
-from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
-from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
     expand_back,
@@ -249,57 +247,33 @@ def _speak_back(
                 to_product[m, place, c] = functions[place, n + c]
 
 
-@compiled(nogil=True)
-def sweep(
-    stages: tuple[int, int],
-    blocks: tuple[int, int],
-    inputs: Inputs,
-    weights: Weights,
-    work: Workspace,
-    motion: Motion,
-    meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in a workspace, and steps of dynamics with them.
-
-    Of 2 I + 1 stages each needs the one before of all blocks; within a stage, blocks are
-    independent.
-
-    Args:
-        stages: the first one, and the one after the last.
-        blocks: likewise.
-        inputs: where the atoms are.
-        weights: the network.
-        work: is overwritten.
-        motion: the steps.
-        meeting: of the threads that share blocks, after each stage.
-    """
+@compiled()
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage on the way to energies, of I; see `sweep`."""
     index, j = inputs.species, inputs.j
-    n_atoms = len(index)
     n_layers, width = work.product.shape[0], work.product.shape[3]
-    for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, width, inputs, motion, meeting):
-            return
-        for stage in range(stages[0], stages[1]):
-            for block in range(blocks[0], blocks[1]):
-                seen = work.seen[block]
-                atoms = (block * width, min((block + 1) * width, n_atoms))
-                if stage == 0:
-                    for n in range(atoms[0], atoms[1]):
-                        look(n, inputs, weights, work)
-                    expand(atoms, j, index, weights, work, seen)
-                if stage < n_layers:
-                    _forward(stage, block, index, j, weights, work)
-                if stage == n_layers:
-                    read(block, index, weights, work)
-                    clear(seen)
-                if n_layers <= stage < 2 * n_layers:
-                    _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
-                if stage == 2 * n_layers - 1:
-                    expand_back(atoms, j, index, weights, work, seen)
-                if stage == 2 * n_layers:
-                    for n in range(atoms[0], atoms[1]):
-                        push(n, inputs.reverse, work)
-            if stage + 1 < stages[1] and not meet(meeting):
-                return
-        if not arrive(blocks, inputs, motion, work, meeting):
-            return
+    if stage == 0:
+        atoms = (block * width, min((block + 1) * width, len(index)))
+        for n in range(atoms[0], atoms[1]):
+            look(n, inputs, weights, work)
+        expand(atoms, j, index, weights, work, work.seen[block])
+    if stage < n_layers:
+        _forward(stage, block, index, j, weights, work)
+
+
+@compiled()
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage from there to forces, of I + 1."""
+    index, j, seen = inputs.species, inputs.j, work.seen[block]
+    n_layers, width = work.product.shape[0], work.product.shape[3]
+    atoms = (block * width, min((block + 1) * width, len(index)))
+    if stage == n_layers:
+        read(block, index, weights, work)
+        clear(seen)
+    if stage < 2 * n_layers:
+        _backward(2 * n_layers - 1 - stage, block, index, j, weights, work, seen)
+    if stage == 2 * n_layers - 1:
+        expand_back(atoms, j, index, weights, work, seen)
+    if stage == 2 * n_layers:
+        for n in range(atoms[0], atoms[1]):
+            push(n, inputs.reverse, work)

@@ -100,7 +100,7 @@ def rest() -> Motion:
     )
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def depart(
     step: int,
     blocks: tuple[int, int],
@@ -151,7 +151,7 @@ def depart(
     return False
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _measure(inputs: Inputs, motion: Motion) -> None:
     """How far atoms have moved, and whether any has left its list."""
     reference, cells, inverse, wear = motion.listed
@@ -163,7 +163,7 @@ def _measure(inputs: Inputs, motion: Motion) -> None:
             motion.done[1] = GONE
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def arrive(
     blocks: tuple[int, int], inputs: Inputs, motion: Motion, work: Any, meeting: Meeting
 ) -> bool:
@@ -187,7 +187,7 @@ def arrive(
     return meet(meeting) and motion.done[1] == 0
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _account(inputs: Inputs, motion: Motion, work: Any) -> None:
     """Energies of systems after a step, and what guards make of it."""
     for s in range(len(inputs.cell)):

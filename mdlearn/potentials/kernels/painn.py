@@ -11,10 +11,8 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
-from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
-from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -248,7 +246,7 @@ def _speak(
                 said[(2 + axis) * n + c] = spoken[place, 2 * n + c] * vector[c]
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _update_back(
     layer: int, block: int, atoms: tuple[int, int], weights: Weights, work: Workspace
 ) -> None:
@@ -338,54 +336,42 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
 
 
-@compiled(nogil=True)
-def sweep(
-    stages: tuple[int, int],
-    blocks: tuple[int, int],
-    inputs: Inputs,
-    weights: Weights,
-    work: Workspace,
-    motion: Motion,
-    meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
-    index, j = inputs.species, inputs.j
-    n_atoms, n_layers = len(index), len(weights.own)
-    width, n = work.invariants.shape[1:]
-    for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, width, inputs, motion, meeting):
-            return
-        for stage in range(stages[0], stages[1]):
-            for block in range(blocks[0], blocks[1]):
-                atoms = (block * width, min((block + 1) * width, n_atoms))
-                if stage == 0:
-                    for atom in range(atoms[0], atoms[1]):
-                        look(atom, inputs, weights, work)
-                        copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
-                        clear(work.bent[atom])
-                    approach(atoms, j, weights, work)
-                elif stage <= n_layers:
-                    _forward(stage - 1, block, atoms, index, weights, work)
-                    if stage == n_layers:
-                        read(block, index, weights, work)
-                        clear(work.turning[block])
-                        _update_back(n_layers - 1, block, atoms, weights, work)
-                elif stage <= 2 * n_layers:
-                    layer = 2 * n_layers - stage
-                    adjoint = np.zeros((width, 5 * n), work.said.dtype)
-                    _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
-                    if layer > 0:
-                        _speak_back(layer, block, adjoint, weights, work)
-                        _update_back(layer - 1, block, atoms, weights, work)
-                    else:
-                        _point(atoms, work)
-                else:
-                    for atom in range(atoms[0], atoms[1]):
-                        push(atom, inputs.reverse, work)
-            if stage + 1 < stages[1] and not meet(meeting):
-                return
-        if not arrive(blocks, inputs, motion, work, meeting):
-            return
+@compiled()
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage on the way to energies, of I + 1; see `sweep`."""
+    index, n, width = inputs.species, weights.own.shape[2], work.invariants.shape[1]
+    atoms = (block * width, min((block + 1) * width, len(index)))
+    if stage == 0:
+        for atom in range(atoms[0], atoms[1]):
+            look(atom, inputs, weights, work)
+            copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
+            clear(work.bent[atom])
+        approach(atoms, inputs.j, weights, work)
+    else:
+        _forward(stage - 1, block, atoms, index, weights, work)
+
+
+@compiled()
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    n_layers, (width, n) = len(weights.own), work.invariants.shape[1:]
+    atoms = (block * width, min((block + 1) * width, len(inputs.species)))
+    layer = 2 * n_layers - stage
+    if layer == n_layers:
+        read(block, inputs.species, weights, work)
+        clear(work.turning[block])
+    elif layer >= 0:
+        adjoint = np.zeros((width, 5 * n), work.said.dtype)
+        _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+        if layer > 0:
+            _speak_back(layer, block, adjoint, weights, work)
+        else:
+            _point(atoms, work)
+    else:
+        for atom in range(atoms[0], atoms[1]):
+            push(atom, inputs.reverse, work)
+    if layer > 0:
+        _update_back(layer - 1, block, atoms, weights, work)
 
 
 @compiled(merge=True)

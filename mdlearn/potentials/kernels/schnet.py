@@ -14,10 +14,8 @@ import numpy as np
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
-from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
-from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
@@ -178,7 +176,7 @@ def _forward(
             add(weights.start[layer + 1, index[n]], said[n - atoms[0]])
 
 
-@compiled(inner=True)
+@compiled(merge=True)
 def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what has changed in a block to that of what was heard."""
     change = work.invariants[block]
@@ -189,52 +187,41 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     np.dot(hidden, weights.inner_back[layer], heard)
 
 
-@compiled(nogil=True)
-def sweep(
-    stages: tuple[int, int],
-    blocks: tuple[int, int],
-    inputs: Inputs,
-    weights: Weights,
-    work: Workspace,
-    motion: Motion,
-    meeting: Meeting,
-) -> None:
-    """Energies, forces and virials of atoms, in 2 I + 2 stages; see `equivariant.sweep`."""
-    index, j = inputs.species, inputs.j
-    n_atoms, n_layers, width = len(index), len(weights.speak), work.invariants.shape[1]
-    for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, width, inputs, motion, meeting):
-            return
-        for stage in range(stages[0], stages[1]):
-            for block in range(blocks[0], blocks[1]):
-                atoms = (block * width, min((block + 1) * width, n_atoms))
-                if stage == 0:
-                    for n in range(atoms[0], atoms[1]):
-                        look(n, inputs, weights, work)
-                        copy(weights.start[0, index[n]], work.said[0, n])
-                        clear(work.along[n])
-                    approach(atoms, j, weights, work)
-                elif stage <= n_layers:
-                    _forward(stage - 1, block, atoms, index, weights, work)
-                    if stage == n_layers:
-                        read(block, index, weights, work)
-                        _listen_back(n_layers - 1, block, weights, work)
-                elif stage <= 2 * n_layers:
-                    layer = 2 * n_layers - stage
-                    adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
-                    _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
-                    if layer > 0:
-                        add(np.dot(adjoint, weights.speak_back[layer]), work.invariants[block])
-                        _listen_back(layer - 1, block, weights, work)
-                    else:
-                        _point(atoms, work)
-                else:
-                    for n in range(atoms[0], atoms[1]):
-                        push(n, inputs.reverse, work)
-            if stage + 1 < stages[1] and not meet(meeting):
-                return
-        if not arrive(blocks, inputs, motion, work, meeting):
-            return
+@compiled()
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage on the way to energies, of I + 1; see `sweep`."""
+    index, width = inputs.species, work.invariants.shape[1]
+    atoms = (block * width, min((block + 1) * width, len(index)))
+    if stage == 0:
+        for n in range(atoms[0], atoms[1]):
+            look(n, inputs, weights, work)
+            copy(weights.start[0, index[n]], work.said[0, n])
+            clear(work.along[n])
+        approach(atoms, inputs.j, weights, work)
+    else:
+        _forward(stage - 1, block, atoms, index, weights, work)
+
+
+@compiled()
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+    """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    n_layers, width = len(weights.speak), work.invariants.shape[1]
+    atoms = (block * width, min((block + 1) * width, len(inputs.species)))
+    layer = 2 * n_layers - stage
+    if layer == n_layers:
+        read(block, inputs.species, weights, work)
+    elif layer >= 0:
+        adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
+        _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+        if layer > 0:
+            add(np.dot(adjoint, weights.speak_back[layer]), work.invariants[block])
+        else:
+            _point(atoms, work)
+    else:
+        for n in range(atoms[0], atoms[1]):
+            push(n, inputs.reverse, work)
+    if layer > 0:
+        _listen_back(layer - 1, block, weights, work)
 
 
 @compiled(merge=True)
