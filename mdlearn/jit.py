@@ -87,7 +87,7 @@ def compiled(
 
 
 def place_of(function: Any, *arguments: Any) -> int:
-    """Where a function is in memory that is compiled, or was, for such arguments; for `do_part`."""
+    """Where a function is in memory that is compiled, or was, for such arguments; for `call`."""
     signature = tuple(map(numba.typeof, arguments))
     function.compile(signature)
     made = function.overloads[signature]
@@ -101,25 +101,23 @@ def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @instruction
-def do_part(
-    typing: Any, place: Any, stage: Any, block: Any, inputs: Any, weights: Any, work: Any
-) -> Any:
-    """Calls a function at a place in memory that takes two whole numbers and three other things.
+def call(typing: Any, place: Any, arguments: Any) -> Any:
+    """Calls a function at a place in memory, which returns nothing, with the parts of a tuple.
 
     Called by its name it would be compiled once more, together with its caller.
     """
-    kinds = (types.int64, types.int64, inputs, weights, work)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        calling = context.call_conv
+        calling, kinds = context.call_conv, tuple(arguments)
         kind = calling.get_function_type(types.none, kinds)
         function = builder.inttoptr(given[0], kind.as_pointer())
-        status, _ = calling.call_function(builder, function, types.none, kinds, given[1:])
+        parts = cgutils.unpack_tuple(builder, given[1])
+        status, _ = calling.call_function(builder, function, types.none, kinds, parts)
         with cgutils.if_unlikely(builder, status.is_error):
             calling.return_status_propagate(builder, status)
         return context.get_dummy_value()
 
-    return types.void(types.int64, *kinds), generate
+    return types.void(types.int64, arguments), generate
 
 
 @contextmanager

@@ -15,13 +15,18 @@ from torch import Tensor
 
 from mdlearn import guards
 from mdlearn.integrators.integrator import State
+from mdlearn.jit import place_of
 from mdlearn.neighbors import WORN
 from mdlearn.potentials.frozen_network import FrozenNetwork
+from mdlearn.potentials.kernels import thermostats
 from mdlearn.potentials.kernels.motion import Motion
 from mdlearn.potentials.kernels.rows import Array
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
+
+THERMOSTATS = {"csvr": thermostats.csvr, "nose-hoover": thermostats.nose_hoover}
+"""By what `Splitting` calls them."""
 
 
 def has_loops(dynamics: Dynamics, state: State) -> bool:
@@ -41,10 +46,10 @@ class LoopedSteps:
         limits = dynamics.limits
         if limits is None:
             limits = guards.make_limits((), (), torch.full_like(system.charge, torch.inf))
-        self.dynamics, self.limits = dynamics, (_array(limits.force), _array(limits.kT))
-        self.drift = limits.drift
-        self.atoms = (_array(system.masses), mobile, _array(system.numbers))
-        self.scratch = (np.zeros((2, n_atoms, 3)), np.zeros(n_atoms))
+        self.dynamics, self.masses, self.mobile = dynamics, _array(system.masses), mobile
+        self.drift, self.limits = limits.drift, (_array(limits.force), _array(limits.kT))
+        self.place = 0
+        """Of the thermostat, once it is compiled; see `Motion`."""
 
     def run(
         self, state: State, lists: Lists, conserved: Tensor, length: int
@@ -56,20 +61,48 @@ class LoopedSteps:
         assert splitting is not None
         system = state.system._replace(positions=state.system.positions.clone())
         old = state.evaluation
-        changing = (state.momenta, old.forces, old.energy, state.bath)
-        momenta, forces, energy, bath = (_array(each).copy() for each in changing)
+        changing = (state.momenta, old.forces, old.energy, state.bath, state.variables)
+        momenta, forces, energy, bath, variables = (_array(each).copy() for each in changing)
         noise, kT, _ = dynamics.world(state, length)
         listed = (neighbors.reference, neighbors.reference_cell, neighbors.inverse_cell)
         motion = Motion(
-            *(length, *splitting, dynamics.skin / 2, WORN * dynamics.skin),
-            *(self.drift, guards.HOTTEST),
-            *(*self.atoms, momenta, forces, energy, bath, *self.scratch),
-            *(_array(noise.flatten(0, 1)), np.array([each.numpy() for each in kT])),
-            *(tuple(map(_array, (*listed, neighbors.wear))), neighbors.reach.numpy()),
-            *(tuple(map(_array, lists.watched)), self.limits),
-            *(_array(conserved), _array(state.freedom)),
-            *(np.zeros((2, len(energy))), np.zeros(1), np.zeros(2, np.int64)),
+            steps=length,
+            dt=splitting.dt,
+            remember=splitting.remember,
+            thermostat=self.place,
+            time=splitting.time,
+            good=dynamics.skin / 2,
+            worn=WORN * dynamics.skin,
+            drift=self.drift,
+            hottest=guards.HOTTEST,
+            masses=self.masses,
+            mobile=self.mobile,
+            numbers=_array(system.numbers),
+            momenta=momenta,
+            forces=forces,
+            energy=energy,
+            bath=bath,
+            variables=variables,
+            before=np.empty((2, *momenta.shape)),
+            bath_before=bath.copy(),
+            variables_before=variables.copy(),
+            heat=np.empty(len(momenta)),
+            noise=_array(noise),
+            kT=np.array([each.numpy() for each in kT]),
+            listed=tuple(map(_array, (*listed, neighbors.wear))),
+            reach=neighbors.reach.numpy(),
+            watched=tuple(map(_array, lists.watched)),
+            limits=self.limits,
+            conserved=_array(conserved),
+            freedom=_array(state.freedom),
+            moved=np.zeros((2, len(energy))),
+            share=np.zeros(1),
+            done=np.zeros(2, np.int64),
         )
+        if splitting.thermostat and self.place == 0:
+            half = THERMOSTATS[splitting.thermostat]
+            self.place = place_of(half, 0, 0, potential.look(system, neighbors), motion)
+            motion = motion._replace(thermostat=self.place)
         evaluation = potential.move(system, neighbors, motion)
         done = int(motion.done[0])
         if done == 0:
@@ -79,7 +112,7 @@ class LoopedSteps:
             torch.from_numpy(momenta),
             evaluation._replace(energy=torch.from_numpy(energy), forces=torch.from_numpy(forces)),
             torch.from_numpy(bath),
-            state.variables,
+            torch.from_numpy(variables),
             state.freedom,
             state.step + done,
         )

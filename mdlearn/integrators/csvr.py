@@ -10,6 +10,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
+    Splitting,
     State,
     Surroundings,
     drift,
@@ -44,7 +45,8 @@ def csvr(dt: float, time: float) -> Integrator:
         state = rescale(state, surroundings.kT, surroundings.noise[1], 0.5 * dt, time)
         return state._replace(step=state.step + 1)
 
-    return Integrator(init=start, step=step, draws=2, keeps_momentum=True)
+    splitting = Splitting(dt, thermostat="csvr", time=time)
+    return Integrator(start, step, draws=2, keeps_momentum=True, splitting=splitting)
 
 
 def rescale(state: State, kT: Tensor, noise: Tensor, dt: float, time: float) -> State:

@@ -47,12 +47,19 @@ class Surroundings(NamedTuple):
 
 
 class Splitting(NamedTuple):
-    """A step that compiled loops can do around the forces: B A B, or B A O A B with friction."""
+    """A step that compiled loops can do around the forces.
+
+    B A B, or B A O A B with friction; or B A B between two halves of a thermostat.
+    """
 
     dt: float
     """Å·sqrt(u/eV), time step."""
     remember: float = 1.0
     """What momenta keep of themselves in O; one if there is none."""
+    thermostat: str = ""
+    """`csvr` or `nose-hoover`; or none."""
+    time: float = 0.0
+    """τ of the thermostat, Å·sqrt(u/eV)."""
 
 
 class Integrator(NamedTuple):

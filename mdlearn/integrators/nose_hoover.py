@@ -8,6 +8,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
+    Splitting,
     State,
     Surroundings,
     drift,
@@ -51,7 +52,8 @@ def nose_hoover(dt: float, time: float) -> Integrator:
         state = thermalize(state, surroundings.kT, 0.5 * dt, time)
         return state._replace(step=state.step + 1)
 
-    return Integrator(init=init, step=step, draws=0, keeps_momentum=True)
+    splitting = Splitting(dt, thermostat="nose-hoover", time=time)
+    return Integrator(init, step, draws=0, keeps_momentum=True, splitting=splitting)
 
 
 def thermalize(state: State, kT: Tensor, dt: float, time: float) -> State:

@@ -95,7 +95,7 @@ class FrozenNetwork(Frozen):
         n_atoms, capacity = neighbors.j.shape
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
-        work, inputs = self.work, self._look(system, neighbors)
+        work, inputs = self.work, self.look(system, neighbors)
         places = self.places = self.places or self._compile(inputs)
         given = (self.loops.turn, places, inputs, self.weights, work, motion)
 
@@ -128,7 +128,7 @@ class FrozenNetwork(Frozen):
             place_of(sweep, (0, 0), (0, 0), 0, (0, 0), *known, self.rest, meeting_of(1))
         return forward, place_of(backward, 0, 0, *known)
 
-    def _look(self, system: System, neighbors: Neighbors) -> Inputs:
+    def look(self, system: System, neighbors: Neighbors) -> Inputs:
         """What the loops see; a step of a small system has no time to look at a list again."""
         known = self.seen
         if self.inputs and known and known[0] is neighbors and known[1] is system.numbers:

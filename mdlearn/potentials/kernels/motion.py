@@ -2,7 +2,7 @@
 
 A step of a few atoms takes no longer than to ask for it from outside. So loops are asked for many:
 they move atoms, and stop where a neighbor list is worn or a guard trips. What an atom does in a
-step is here; it is what `mdlearn.integrators` say of velocity Verlet and of Langevin dynamics.
+step is here; it is what `mdlearn.integrators` say of constant energy and constant temperature.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdlearn.jit import compiled
+from mdlearn.jit import call, compiled
 from mdlearn.meeting import Meeting, meet
 from mdlearn.neighbors import furthest
 from mdlearn.potentials.kernels.atoms import Inputs
-from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.rows import Array, copy
 from mdlearn.potentials.kernels.usage import larger, usage
 
 GONE, STALE, TRIPPED = 1, 2, 3
@@ -36,6 +36,10 @@ class Motion(NamedTuple):
     """Å·sqrt(u/eV), time step."""
     remember: float
     """What momenta keep of themselves in a step with friction; one without."""
+    thermostat: int
+    """The place in memory of half a step of a thermostat, see `thermostats`; zero for none."""
+    time: float
+    """Å·sqrt(u/eV), of that thermostat."""
     good: float
     """Å that atoms may have moved since their list was built, and"""
     worn: float
@@ -58,12 +62,18 @@ class Motion(NamedTuple):
     """(n_systems,)* eV, of the positions before the first step, and then of the last."""
     bath: Array
     """(n_systems,)* eV, energy handed to the thermostat."""
+    variables: Array
+    """(n_systems, V)*, of a thermostat with a motion of its own."""
     before: Array
-    """(2, N, 3)*, positions and momenta of the step before."""
+    """(2, N, 3)*, positions and momenta of the step before,"""
+    bath_before: Array
+    """(n_systems,)*, and what belongs to the thermostat."""
+    variables_before: Array
+    """(n_systems, V)*."""
     heat: Array
     """(N,)* eV, handed to the thermostat in a step."""
     noise: Array
-    """(steps, N, 3) normal deviates; none without friction."""
+    """(steps, draws, N, 3) normal deviates, as many as the thermostat takes."""
     kT: Array
     """(steps, n_systems) eV."""
     listed: tuple[Array, ...]
@@ -89,14 +99,41 @@ class Motion(NamedTuple):
 
 def rest() -> Motion:
     """No steps: to evaluate only."""
-    none, few, table = np.zeros(0), np.zeros((0, 3)), np.zeros((0, 0))
-    cells, ranks, one = np.zeros((0, 3, 3)), np.zeros(0, np.int64), np.zeros(())
-    listed, watched = (few, cells, cells, none), (ranks, ranks, few, none)
+    none, rows, ranks = np.zeros(0), np.zeros((0, 3)), np.zeros(0, np.int64)
+    table, cells = np.zeros((0, 0)), np.zeros((0, 3, 3))
     return Motion(
-        *(0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
-        *(none, none, ranks, few, few, none, none, np.zeros((2, 0, 3)), none),
-        *(np.zeros((0, 0, 3)), table, listed, one, watched, (none, none)),
-        *(none, none, table, none, np.zeros(2, np.int64)),
+        steps=0,
+        dt=0.0,
+        remember=1.0,
+        thermostat=0,
+        time=0.0,
+        good=0.0,
+        worn=0.0,
+        drift=0.0,
+        hottest=0.0,
+        masses=none,
+        mobile=none,
+        numbers=ranks,
+        momenta=rows,
+        forces=rows,
+        energy=none,
+        bath=none,
+        variables=table,
+        before=cells,
+        bath_before=none,
+        variables_before=table,
+        heat=none,
+        noise=np.zeros((0, 0, 0, 3)),
+        kT=table,
+        listed=(rows, cells, cells, none),
+        reach=np.zeros(()),
+        watched=(ranks, ranks, rows, none),
+        limits=(none, none),
+        conserved=none,
+        freedom=none,
+        moved=table,
+        share=none,
+        done=ranks,
     )
 
 
@@ -109,7 +146,7 @@ def depart(
     motion: Motion,
     meeting: Meeting,
 ) -> bool:
-    """What comes before the forces of a step: B A, or B A O A with friction.
+    """What comes before the forces of a step: B A, or B A O A; after half of a thermostat.
 
     Returns:
         Whether to go on: all atoms are where their list is good.
@@ -121,17 +158,28 @@ def depart(
     forget = math.sqrt(1.0 - remember * remember)
     x_before, p_before = motion.before[0], motion.before[1]
     for n in range(atoms[0], atoms[1]):
+        for axis in range(3):
+            x_before[n, axis], p_before[n, axis] = positions[n, axis], momenta[n, axis]
+    if motion.thermostat != 0:
+        if not meet(meeting):
+            return False
+        if blocks[0] == 0:
+            copy(motion.bath, motion.bath_before)
+            copy(motion.variables, motion.variables_before)
+            call(motion.thermostat, (step, 0, inputs, motion))
+        if not meet(meeting):
+            return False
+    for n in range(atoms[0], atoms[1]):
         mass, heat = motion.masses[n], 0.0
         spread = forget * math.sqrt(mass * motion.kT[step, inputs.system[n]])
         for axis in range(3):
             x, p = positions[n, axis], momenta[n, axis]
-            x_before[n, axis], p_before[n, axis] = x, p
             p += 0.5 * dt * motion.forces[n, axis]
             if remember == 1.0:
                 x += dt * p / mass
             else:
                 x += 0.5 * dt * p / mass
-                q = remember * p + spread * motion.noise[step, n, axis]
+                q = remember * p + spread * motion.noise[step, 0, n, axis]
                 heat += (p * p - q * q) / (2.0 * mass)
                 p = q
                 x += 0.5 * dt * p / mass
@@ -148,6 +196,9 @@ def depart(
     for n in range(atoms[0], atoms[1]):
         for axis in range(3):
             positions[n, axis], momenta[n, axis] = x_before[n, axis], p_before[n, axis]
+    if blocks[0] == 0 and motion.thermostat != 0:
+        copy(motion.bath_before, motion.bath)
+        copy(motion.variables_before, motion.variables)
     return False
 
 
@@ -165,9 +216,9 @@ def _measure(inputs: Inputs, motion: Motion) -> None:
 
 @compiled(merge=True)
 def arrive(
-    blocks: tuple[int, int], inputs: Inputs, motion: Motion, work: Any, meeting: Meeting
+    step: int, blocks: tuple[int, int], inputs: Inputs, motion: Motion, work: Any, meeting: Meeting
 ) -> bool:
-    """What comes after the forces of a step: B, and a look at the guards.
+    """What comes after the forces of a step: B, a thermostat, and a look at the guards.
 
     Returns:
         Whether there may be another step on these lists.
@@ -183,6 +234,8 @@ def arrive(
     if not meet(meeting):
         return False
     if blocks[0] == 0:
+        if motion.thermostat != 0:
+            call(motion.thermostat, (step, 1, inputs, motion))
         _account(inputs, motion, work)
     return meet(meeting) and motion.done[1] == 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdlearn.jit import compiled, do_part
+from mdlearn.jit import call, compiled
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.motion import Motion, arrive, depart
@@ -47,10 +47,10 @@ def sweep(
         for stage in range(stages[0], stages[1]):
             for block in range(blocks[0], blocks[1]):
                 if stage <= turn:
-                    do_part(places[0], stage, block, inputs, weights, work)
+                    call(places[0], (stage, block, inputs, weights, work))
                 if stage >= turn:
-                    do_part(places[1], stage, block, inputs, weights, work)
+                    call(places[1], (stage, block, inputs, weights, work))
             if stage + 1 < stages[1] and not meet(meeting):
                 return
-        if not arrive(blocks, inputs, motion, work, meeting):
+        if not arrive(step, blocks, inputs, motion, work, meeting):
             return

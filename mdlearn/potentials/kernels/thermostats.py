@@ -1,0 +1,110 @@
+"""Thermostats that scale all momenta of a system alike, for steps in loops (`motion`).
+
+They are half a step of `mdlearn.integrators.csvr` and `nose_hoover`, where the formulas are
+explained. Each is compiled when it is first needed, and called by its place in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mdlearn.jit import compiled
+from mdlearn.potentials.kernels.atoms import Inputs
+from mdlearn.potentials.kernels.motion import Motion
+from mdlearn.potentials.kernels.rows import Array
+
+_OUTER = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
+SUZUKI_YOSHIDA = (_OUTER, 1.0 - 2.0 * _OUTER, _OUTER)
+"""As in `mdlearn.integrators.nose_hoover`."""
+
+
+@compiled(inner=True)
+def _kinetic_energies(inputs: Inputs, motion: Motion) -> Array:
+    """Those of systems, (n_systems,) eV."""
+    energies = np.zeros(len(inputs.cell))
+    for n in range(len(inputs.system)):
+        square = 0.0
+        for axis in range(3):
+            square += motion.momenta[n, axis] ** 2
+        energies[inputs.system[n]] += square / (2.0 * motion.masses[n])
+    return energies
+
+
+@compiled(inner=True)
+def _scale(factors: Array, inputs: Inputs, motion: Motion) -> None:
+    for n in range(len(inputs.system)):
+        for axis in range(3):
+            motion.momenta[n, axis] *= factors[inputs.system[n]]
+
+
+@compiled(error_model="numpy")
+def csvr(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
+    """The first or the second half of stochastic velocity rescaling in a step."""
+    n_systems = len(inputs.cell)
+    first, squares, places = np.zeros(n_systems), np.zeros(n_systems), np.zeros(n_systems)
+    noise = motion.noise[step, half]
+    for n in range(len(inputs.system)):
+        s = inputs.system[n]
+        for axis in range(3):
+            if places[s] == 0.0:
+                first[s] = noise[n, axis]
+            if places[s] < motion.freedom[s]:
+                squares[s] += noise[n, axis] ** 2
+            places[s] += 1.0
+    remember = math.exp(-0.5 * motion.dt / motion.time)
+    kinetic, factors = _kinetic_energies(inputs, motion), np.zeros(n_systems)
+    for s in range(n_systems):
+        ratio = 0.5 * motion.kT[step, s] / kinetic[s] if kinetic[s] > 0.0 else 0.0
+        gain = (1.0 - remember) * ratio
+        square = remember + gain * squares[s] + 2.0 * first[s] * math.sqrt(remember * gain)
+        square = max(square, 0.0)
+        turned = first[s] + math.sqrt(remember / max(gain, 1e-300)) < 0.0
+        factors[s] = -math.sqrt(square) if turned else math.sqrt(square)
+        motion.bath[s] += kinetic[s] - square * kinetic[s]
+    _scale(factors, inputs, motion)
+
+
+@compiled(error_model="numpy")
+def nose_hoover(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
+    """Half a step of a chain of thermostats; both halves are alike."""
+    n_systems, length = motion.variables.shape
+    kinetic, factors = _kinetic_energies(inputs, motion), np.ones(n_systems)
+    q = np.empty(length)
+    for s in range(n_systems):
+        v, kT, freedom = motion.variables[s], motion.kT[step, s], motion.freedom[s]
+        heat, twice = 0.0, 2.0 * kinetic[s]
+        for i in range(length):
+            q[i] = kT * motion.time**2 * (freedom if i == 0 else 1.0)
+            heat -= 0.5 * q[i] * v[i] ** 2
+        for weight in SUZUKI_YOSHIDA:
+            h = weight * 0.5 * motion.dt
+            for i in range(length - 1, -1, -1):
+                v[i] = _accelerated(i, v, q, kT, freedom, twice * factors[s] ** 2, h)
+            factors[s] *= math.exp(-h * v[0])
+            heat += kT * h * freedom * v[0]
+            for i in range(1, length):
+                heat += kT * h * v[i]
+            for i in range(length):
+                v[i] = _accelerated(i, v, q, kT, freedom, twice * factors[s] ** 2, h)
+        for i in range(length):
+            heat += 0.5 * q[i] * v[i] ** 2
+        motion.bath[s] += heat
+    _scale(factors, inputs, motion)
+
+
+@compiled(inner=True)
+def _accelerated(
+    i: int, v: Array, q: Array, kT: float, freedom: float, twice_kinetic: float, dt: float
+) -> Any:
+    """The velocity of one thermostat of a chain, half of dt later."""
+    if i == 0:
+        push = (twice_kinetic - freedom * kT) / q[0]
+    else:
+        push = (q[i - 1] * v[i - 1] ** 2 - kT) / q[i]
+    if i == len(v) - 1:
+        return v[i] + push * 0.5 * dt
+    brake = math.exp(-0.25 * dt * v[i + 1])
+    return (v[i] * brake + push * 0.5 * dt) * brake
