@@ -165,7 +165,7 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    names = ("jit", "lanes", "meeting", "search", "neighbors", "guards", "momenta")
+    names = ("jit", "lanes", "meeting", "search", "neighbors", "guards", "momenta", "chain")
     sources = [here / f"{name}.py" for name in names]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]

@@ -26,6 +26,7 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
+from mdlearn.integrators.nose_hoover import drive_by_operations, drive_chain
 from mdlearn.momenta import maxwell_boltzmann, noise
 from mdlearn.neighbors import build
 from mdlearn.potentials.evaluate import evaluate
@@ -255,3 +256,20 @@ def test_compiled_step_is_eager(name: str) -> None:
         assert (one.system.positions - other.system.positions).abs().max() < 1e-13
         assert (one.momenta - other.momenta).abs().max() < 1e-12
         assert abs(one.bath - other.bath) < 1e-12
+
+
+def test_a_chain_is_the_same_in_a_loop_and_by_operations() -> None:
+    """Of four systems; the loop is for a CPU, operations are for a GPU."""
+    generator = torch.Generator().manual_seed(0)
+    velocities, *rest = (
+        torch.rand(shape, generator=generator, dtype=torch.float64)
+        for shape in ((4, 3), (4,), (4,), (4,))
+    )
+    velocities -= 0.5
+    kinetic, freedom, kT = rest[0], 3.0 + 20.0 * rest[1], 0.01 + rest[2]
+    given = (velocities, kinetic, freedom, kT, 0.2, 0.9)
+    before = velocities.clone()
+    for ours, theirs in zip(drive_chain(*given), drive_by_operations(*given), strict=True):
+        assert (ours - theirs).abs().max() < 1e-13
+    assert torch.equal(velocities, before)
+    assert (drive_chain(*given)[0] - before).abs().min() > 1e-3

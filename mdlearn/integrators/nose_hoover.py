@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mdlearn.chain import SUZUKI_YOSHIDA, drive_chains
 from mdlearn.integrators.integrator import (
     Forces,
     Integrator,
@@ -22,9 +23,6 @@ from mdlearn.system import System
 
 LENGTH = 3
 """Thermostats in a chain: two more than one, which alone would not be ergodic."""
-_OUTER = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
-SUZUKI_YOSHIDA = (_OUTER, 1.0 - 2.0 * _OUTER, _OUTER)
-"""Weights of a fourth-order splitting (H. Yoshida, Phys. Lett. A 150, 262, 1990, eq. 2.11)."""
 
 
 def nose_hoover(dt: float, time: float) -> Integrator:
@@ -83,6 +81,15 @@ def drive_chain(
         The velocities after it, the factor (n_systems,) of what has the kinetic energy, and the
         energy (n_systems,) eV that the chain has received.
     """
+    if velocities.device.type == "cpu":
+        return drive_chains(velocities, twice_kinetic, freedom, kT, dt, time)
+    return drive_by_operations(velocities, twice_kinetic, freedom, kT, dt, time)
+
+
+def drive_by_operations(
+    velocities: Tensor, twice_kinetic: Tensor, freedom: Tensor, kT: Tensor, dt: float, time: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`drive_chain`, for a GPU."""
     size = torch.cat([freedom[:, None], torch.ones_like(velocities[:, 1:])], 1)
     masses = size * kT[:, None] * time**2
     v = list(velocities.unbind(1))

@@ -7,18 +7,14 @@ explained. Each is compiled when it is first needed, and called by its place in 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from mdlearn.chain import drive
 from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.motion import Motion
 from mdlearn.potentials.kernels.rows import Array
-
-_OUTER = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
-SUZUKI_YOSHIDA = (_OUTER, 1.0 - 2.0 * _OUTER, _OUTER)
-"""As in `mdlearn.integrators.nose_hoover`."""
 
 
 @compiled(inner=True)
@@ -70,41 +66,10 @@ def csvr(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
 @compiled(error_model="numpy")
 def nose_hoover(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
     """Half a step of a chain of thermostats; both halves are alike."""
-    n_systems, length = motion.variables.shape
-    kinetic, factors = _kinetic_energies(inputs, motion), np.ones(n_systems)
-    q = np.empty(length)
-    for s in range(n_systems):
+    kinetic, factors = _kinetic_energies(inputs, motion), np.ones(len(inputs.cell))
+    for s in range(len(factors)):
         v, kT, freedom = motion.variables[s], motion.kT[step, s], motion.freedom[s]
-        heat, twice = 0.0, 2.0 * kinetic[s]
-        for i in range(length):
-            q[i] = kT * motion.time**2 * (freedom if i == 0 else 1.0)
-            heat -= 0.5 * q[i] * v[i] ** 2
-        for weight in SUZUKI_YOSHIDA:
-            h = weight * 0.5 * motion.dt
-            for i in range(length - 1, -1, -1):
-                v[i] = _accelerated(i, v, q, kT, freedom, twice * factors[s] ** 2, h)
-            factors[s] *= math.exp(-h * v[0])
-            heat += kT * h * freedom * v[0]
-            for i in range(1, length):
-                heat += kT * h * v[i]
-            for i in range(length):
-                v[i] = _accelerated(i, v, q, kT, freedom, twice * factors[s] ** 2, h)
-        for i in range(length):
-            heat += 0.5 * q[i] * v[i] ** 2
+        given = (2.0 * kinetic[s], freedom, kT, 0.5 * motion.dt, motion.time)
+        factors[s], heat = drive(v, *given)
         motion.bath[s] += heat
     _scale(factors, inputs, motion)
-
-
-@compiled(inner=True)
-def _accelerated(
-    i: int, v: Array, q: Array, kT: float, freedom: float, twice_kinetic: float, dt: float
-) -> Any:
-    """The velocity of one thermostat of a chain, half of dt later."""
-    if i == 0:
-        push = (twice_kinetic - freedom * kT) / q[0]
-    else:
-        push = (q[i - 1] * v[i - 1] ** 2 - kT) / q[i]
-    if i == len(v) - 1:
-        return v[i] + push * 0.5 * dt
-    brake = math.exp(-0.25 * dt * v[i + 1])
-    return (v[i] * brake + push * 0.5 * dt) * brake
