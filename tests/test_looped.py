@@ -11,12 +11,13 @@ from checks import crystal, molecule, random_network
 from test_simulate import INTEGRATORS, bits, count
 from torch import Tensor
 
+from mdlearn import looped, steps
 from mdlearn import simulate as driver
-from mdlearn import steps
 from mdlearn.atoms import to_system
 from mdlearn.guards import Limits, make_limits
-from mdlearn.looped import has_loops
+from mdlearn.looped import LoopedSteps, has_loops
 from mdlearn.momenta import maxwell_boltzmann
+from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import freeze
@@ -120,22 +121,39 @@ def test_they_are_the_steps_of_the_integrator(
 
 
 @every_ensemble
+@pytest.mark.parametrize("skin", [0.5, 0.14])
 def test_blocks_outputs_threads_and_restarts_change_no_bit(
-    ensemble: str, monkeypatch: pytest.MonkeyPatch
+    ensemble: str, skin: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where a step leaves a list that was not worn before, and is done again on another."""
     system, potential = batch(), network()
-    dynamics = dynamics_of(ensemble, potential, system)
+    dynamics = dynamics_of(ensemble, potential, system)._replace(skin=skin)
     first = begin(dynamics, system)
-    ends = []
+    ends, left, done_by = [], [], LoopedSteps.run
+
+    def observed(*arguments: Any) -> Any:
+        done = done_by(*arguments)
+        left.append(done[1] == 0)
+        return done
+
+    monkeypatch.setattr(looped.LoopedSteps, "run", observed)
     for threads, block, every in ((1, 64, 60), (1, 1, 60), (2, 64, 7), (3, 5, 60)):
         monkeypatch.setitem(driver.BLOCK, "cpu", block)
         potential.team.size = threads
         ends.append(run(dynamics, first, 60, every))
+    monkeypatch.setattr(driver, "_steps_ahead", lambda *_: 64)  # whether lists will last or not
+    ends.append(run(dynamics, first, 60))
     snapshot = first
     for end in (7, 20, 33, 60):
         snapshot = restore(dynamics, system, save(run(dynamics, snapshot, end)))
     ends.append(snapshot)
-    assert len({tuple(bits(each.state)) for each in ends}) == 1
+    assert len({(*bits(each.state), bytes_of(each.neighbors)) for each in ends}) == 1
+    assert any(left) == (skin < 0.5)
+
+
+def bytes_of(neighbors: Neighbors) -> bytes:
+    """Where atoms were when lists were built."""
+    return neighbors.reference.numpy().tobytes()
 
 
 def test_each_system_moves_as_if_it_were_alone() -> None:
