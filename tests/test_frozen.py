@@ -423,10 +423,12 @@ def test_another_process_compiles_what_is_needed(
     network = random_network(ARCHITECTURES[architecture]).to(precision)
     ours = freeze(network)
     assert isinstance(ours, FrozenNetwork)
-    evaluate(ours, system := to_system(crystal()), build(system, network.cutoff, 0.5))
+    system = to_system(crystal())
+    neighbors = build(system, network.cutoff, 0.5)
+    inputs, work = ours.look(system, neighbors), ours.room(ours.weights, *neighbors.j.shape)
     given: list[object] = []
     monkeypatch.setattr(frozen_network, "place_of", lambda *each: given.extend(each))
     beforehand.small_network(architecture, precision).compile_backward()
     assert given[0] is ours.loops.backward
-    needed = (0, 0, ours.inputs, ours.weights, ours.work)
+    needed = (0, 0, inputs, ours.weights, work)
     assert [numba.typeof(each) for each in given[1:]] == [numba.typeof(each) for each in needed]

@@ -137,14 +137,14 @@ def test_blocks_outputs_threads_and_restarts_change_no_bit(
         return done
 
     monkeypatch.setattr(looped.LoopedSteps, "run", observed)
-    for threads, block, every in ((1, 64, 60), (1, 1, 60), (2, 64, 7), (3, 5, 60)):
+    for threads, block, every in ((1, 64, 40), (1, 1, 40), (2, 64, 7), (1, 5, 40)):
         monkeypatch.setitem(driver.BLOCK, "cpu", block)
         potential.team.size = threads
-        ends.append(run(dynamics, first, 60, every))
+        ends.append(run(dynamics, first, 40, every))
     monkeypatch.setattr(driver, "_steps_ahead", lambda *_: 64)  # whether lists will last or not
-    ends.append(run(dynamics, first, 60))
+    ends.append(run(dynamics, first, 40))
     snapshot = first
-    for end in (7, 20, 33, 60):
+    for end in (7, 20, 33, 40):
         snapshot = restore(dynamics, system, save(run(dynamics, snapshot, end)))
     ends.append(snapshot)
     assert len({(*bits(each.state), bytes_of(each.neighbors)) for each in ends}) == 1
