@@ -135,7 +135,8 @@ def helped(function: Any, processors: int, action: str, *arguments: str) -> Iter
     """
     folder, source = function.stats.cache_path, function.py_func
     name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbi"
-    if processors == 1 or folder is None or any(Path(folder).glob(name)):
+    kept = folder is None or any(Path(folder).glob(name))
+    if kept or processors == 1 or not sys.executable:  # none where Python is a part of a program
         yield
         return
     module, verb = action.rsplit(".", 1)
