@@ -19,7 +19,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.jit import compiled
 from mdlearn.neighbors import Neighbors
-from mdlearn.potentials.kernels.usage import largest_of, squared_distance, usage
+from mdlearn.potentials.kernels.usage import largest_of, shares_of, squared_distance
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
@@ -216,17 +216,7 @@ def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
     return tuple([each.numpy() for each in tensors])
 
 
-@compiled()
-def _used(
-    places: tuple[Array, ...],
-    atoms: tuple[Array, ...],
-    energies: tuple[Array, ...],
-    watched: tuple[Array, ...],
-    limits: tuple[Array, ...],
-    drift: float,
-    hottest: float,
-) -> Array:
-    return usage(places, atoms, energies, watched, limits, drift, hottest)
+_used = compiled(error_model="numpy")(shares_of)
 
 
 def _shares_by_operations(

@@ -240,13 +240,12 @@ def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
     strain = torch.bmm(neighbors.inverse_cell, system.cell - neighbors.reference_cell)
     taken = torch.bmm(neighbors.reference[:, None], strain[system.system])[:, 0]
     distance = (system.positions - neighbors.reference - taken).square().sum(1)
-    furthest = largest_by_system(distance, system).sqrt()
+    largest = largest_by_system(distance, system).sqrt()
     closer = 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()
-    return neighbors.wear * (furthest + closer)
+    return neighbors.wear * (largest + closer)
 
 
-@compiled(inner=True)
-def furthest(
+def _furthest(
     positions: NDArray[Any],
     reference: NDArray[Any],
     system: NDArray[np.int64],
@@ -279,12 +278,5 @@ def furthest(
     return largest
 
 
-@compiled()
-def _moved(
-    positions: NDArray[Any],
-    reference: NDArray[Any],
-    system: NDArray[np.int64],
-    cells: tuple[NDArray[Any], ...],
-    reach: NDArray[Any],
-) -> NDArray[Any]:
-    return furthest(positions, reference, system, cells, reach)
+furthest = compiled(inner=True)(_furthest)
+_moved = compiled()(_furthest)
