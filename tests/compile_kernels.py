@@ -19,8 +19,10 @@ from triton.compiler import ASTSource, make_backend
 
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build
-from mdlearn.potentials import frozen_cuda
+from mdlearn.potentials import frozen_cuda_equivariant, frozen_cuda_filters
 from mdlearn.potentials.equivariant import Equivariant
+from mdlearn.potentials.painn import PaiNN
+from mdlearn.potentials.schnet import SchNet
 
 TARGET = GPUTarget("cuda", 80, 32)
 POINTERS = {
@@ -83,8 +85,13 @@ def compiled(module: ModuleType) -> SimpleNamespace:
 
 
 for name in ("geometry", "pair", "atom"):
-    setattr(frozen_cuda, name, compiled(getattr(frozen_cuda, name)))
+    setattr(frozen_cuda_equivariant, name, compiled(getattr(frozen_cuda_equivariant, name)))
+frozen_cuda_filters.kernel = compiled(frozen_cuda_filters.kernel)
 system = to_system(molecule("H2O"))
 for dtype in (torch.float32, torch.float64):
     network = random_network(Equivariant).to(dtype)
-    frozen_cuda.FrozenEquivariantOnGPU(network).evaluate(system, build(system, network.cutoff))
+    lists = build(system, network.cutoff)
+    frozen_cuda_equivariant.FrozenEquivariantOnGPU(network).evaluate(system, lists)
+    for architecture in (SchNet, PaiNN):
+        filtered = random_network(architecture).to(dtype)
+        frozen_cuda_filters.FrozenFiltersOnGPU(filtered).evaluate(system, lists)

@@ -90,6 +90,11 @@ CHECKPOINTS = [
 """Models in files; the only ones below the driver that know what a file is."""
 FILES_FOR_CHECKPOINTS = {"files"}
 
+ON_A_GPU = {
+    "potentials.frozen_cuda",
+    "potentials.frozen_cuda_equivariant",
+    "potentials.frozen_cuda_filters",
+}
 HOT = [name for name in MODULES if name.split(".")[0] in ("integrators", "potentials")]
 # What is frozen, and what learns in loops, computes on a CPU, where a tensor is an array and nobody
 # waits; weights are looked at once. On a GPU nothing may wait.
@@ -97,7 +102,7 @@ HOT = [
     name
     for name in HOT
     if name not in (*CHECKPOINTS, "potentials.learning")
-    and ("frozen" not in name or name == "potentials.frozen_cuda")
+    and ("frozen" not in name or name in ON_A_GPU)
 ]
 USE_OF_AN_OPERATOR = """
 import torch

@@ -15,6 +15,7 @@ system that wants to expand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -152,7 +153,7 @@ def evaluate(
 
 
 def differentiate(
-    potential: Potential,
+    potential: Callable[[Tensor, Tensor, Neighbors], Tensor],
     numbers: Tensor,
     r: Tensor,
     neighbors: Neighbors,
@@ -163,7 +164,7 @@ def differentiate(
     """Energies of atoms, and the derivative of their sum by pair vectors.
 
     Args:
-        potential: gives the energies.
+        potential: gives the energies, as a `Potential` does.
         numbers: (n_atoms,) atomic numbers.
         r: (n_atoms, K, 3) Å, pair vectors; is given a gradient.
         neighbors: the pairs.

@@ -41,13 +41,11 @@ def freeze(potential: ParametricPotential) -> Evaluable:
 
     There are loops for a CPU: for the default network, unless it is chiral, for SchNet and
     PaiNN, for functions of distances, and for sums of these with one of the networks. On a GPU
-    there are some for the default network alone.
+    there are kernels for the three networks alone.
     """
     device = potential.wall.start.device.type
     if device == "cuda" and _has_kernels(potential) and _has_triton():
-        from mdlearn.potentials.frozen_cuda import FrozenEquivariantOnGPU
-
-        return FrozenEquivariantOnGPU(potential)
+        return _freeze_on_gpu(potential)
     if device != "cpu":
         return potential
     parts = list(potential.parts) if isinstance(potential, Sum) else [potential]
@@ -98,8 +96,21 @@ def _freeze_network(network: nn.Module) -> Frozen | None:
     return freeze_schnet(network) if isinstance(network, SchNet) else None
 
 
-def _has_kernels(potential: ParametricPotential) -> TypeGuard[Equivariant]:
-    return isinstance(potential, Equivariant) and has_loops(potential)
+def _has_kernels(potential: ParametricPotential) -> TypeGuard[Equivariant | SchNet | PaiNN]:
+    if isinstance(potential, Equivariant):
+        return has_loops(potential)
+    return isinstance(potential, SchNet | PaiNN)
+
+
+def _freeze_on_gpu(network: Equivariant | SchNet | PaiNN) -> Frozen:
+    # Here, since there may be no Triton.
+    if isinstance(network, Equivariant):
+        from mdlearn.potentials.frozen_cuda_equivariant import FrozenEquivariantOnGPU
+
+        return FrozenEquivariantOnGPU(network)
+    from mdlearn.potentials.frozen_cuda_filters import FrozenFiltersOnGPU
+
+    return FrozenFiltersOnGPU(network)
 
 
 def _has_triton() -> bool:

@@ -61,7 +61,7 @@ def _weights(network: PaiNN) -> Weights:
         **common_weights(network, 1, WIDTH),
         softness=SOFTNESS,
         crowding=1.0 / ChebyshevBasis.stretch,
-        tables=_tables(network, messages),
+        tables=_tables(network),
         first=padded(array(first), 1, 2, WIDTH),
         speak_start=starts([each.hidden for each in messages]),
         speak_hidden=stacked(speak_hidden),
@@ -84,18 +84,25 @@ def _weights(network: PaiNN) -> Weights:
     )
 
 
-def _tables(network: PaiNN, messages: list[Message]) -> Array:
-    """Of the filters without the envelope, which are waves in the stretched distance."""
-    norms = torch.tensor([each.norm for each in messages], dtype=torch.float64)
-    weights = torch.stack([each.filters.weight.detach().double() for each in messages])
-    weights = (weights * norms[:, None, None]).flatten(0, 1)  # (I 3F, B)
-    frequencies = network.basis.frequencies.double()
+def painn_filters(network: PaiNN) -> Array:
+    """Filters of all messages as splines, without the envelope: (intervals + 5, I 3F).
+
+    They are waves in the stretched distance.
+    """
+    messages = [each for each in network.messages if isinstance(each, Message)]
+    weights = torch.cat([each.norm * each.filters.weight.detach().double() for each in messages])
+    weights, frequencies = weights.cpu(), network.basis.frequencies.double().cpu()
 
     def filters(y: Tensor) -> Tensor:
-        return torch.cos(y[:, None] * frequencies) @ weights.T
+        return torch.cos(y[:, None] * frequencies) @ weights.T  # (n, I 3F)
 
-    precision, layers = network.wall.start.dtype, len(messages)
-    tables = bundled(tabulate(filters, precision), 3 * layers, precision)
+    return tabulate(filters, network.wall.start.dtype)
+
+
+def _tables(network: PaiNN) -> Array:
+    """The filters as the loops read them: (I, F / `WIDTH`, 3, (intervals + 5) `WIDTH`)."""
+    precision, layers = network.wall.start.dtype, network.settings.interactions
+    tables = bundled(painn_filters(network), 3 * layers, precision)
     tables = tables.reshape(layers, 3, tables.shape[1], -1)
     return np.ascontiguousarray(tables.swapaxes(1, 2))
 

@@ -44,13 +44,13 @@ def _weights(network: SchNet) -> kernel.Weights:
         before = array(interaction.before.weight).T
         start.append(padded(embedding @ before, 1, 1, WIDTH))
         speak.append(square(before))
-        inner.append(square(array(interaction.hidden.weight).T * interaction.norm))
+        inner.append(square(array(interaction.hidden.weight).T))
         bias.append(padded(array(interaction.hidden.bias), 0, 1, WIDTH))
         outer.append(square(array(interaction.after.weight).T))
     return kernel.Weights(
         **common_weights(network, 1, WIDTH),
         crowding=0.0,
-        tables=bundled(_filters(network), len(interactions), precision),
+        tables=bundled(schnet_filters(network), len(interactions), precision),
         start=stacked(start),
         speak=stacked(speak),
         speak_back=turned(speak),
@@ -62,15 +62,15 @@ def _weights(network: SchNet) -> kernel.Weights:
     )
 
 
-def _filters(network: SchNet) -> Array:
-    """Of all interactions, without the envelope: (intervals + 5, I F)."""
-    exact = copy.deepcopy(network).double().requires_grad_(False)
+def schnet_filters(network: SchNet) -> Array:
+    """Filters of all interactions as splines, without the envelope: (intervals + 5, I F)."""
+    exact = copy.deepcopy(network).cpu().double().requires_grad_(False)
 
     interactions = [each for each in exact.interactions if isinstance(each, Interaction)]
 
     def filters(y: Tensor) -> Tensor:
         basis = exact.basis(y * network.cutoff)  # (n, radial)
-        return torch.cat([each.filter(basis) for each in interactions], -1)  # (n, I F)
+        return torch.cat([each.norm * each.filter(basis) for each in interactions], -1)  # (n, I F)
 
     return tabulate(filters, network.wall.start.dtype)
 

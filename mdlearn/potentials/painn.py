@@ -105,17 +105,30 @@ class Message(nn.Module):
             (n_atoms, F) and (n_atoms, 3, F).
         """
         filters = self.filters(basis).chunk(3, -1)  # (n_atoms, K, F) each
-        spoken = self.out(silu(self.hidden(s))).chunk(3, -1)  # (n_atoms, F) each
-        # An atom multiplies its vectors before it speaks, so that one gather serves all.
-        axes = () if v is None else (v * spoken[2][:, None]).unbind(1)
-        heard = gather(torch.cat([*spoken[:2], *axes], -1), neighbors)  # (n_atoms, K, 2F or 5F)
-        to_s, to_v, *axes = heard.chunk(2 + len(axes), -1)
+        heard = gather(self.speak(s, v), neighbors)  # (n_atoms, K, 2F or 5F)
+        to_s, to_v, *axes = heard.split(s.shape[1], -1)
         ds = (to_s * filters[0]).sum(1)
         dv = torch.bmm(direction.transpose(1, 2), to_v * filters[1])  # (n_atoms, 3, F)
         if v is None:
             return s + self.norm * ds, self.norm * dv
         dv = dv + torch.stack([(each * filters[2]).sum(1) for each in axes], 1)
         return s + self.norm * ds, v + self.norm * dv
+
+    def speak(self, s: Tensor, v: Tensor | None) -> Tensor:
+        """What atoms say to all their neighbors: φ_s, φ_vs, and v φ_vv if there are vectors.
+
+        An atom multiplies its vectors before it speaks, so that one gather serves all.
+
+        Args:
+            s: (n_atoms, F).
+            v: (n_atoms, 3, F), or None.
+
+        Returns:
+            (n_atoms, 2F or 5F).
+        """
+        spoken = self.out(silu(self.hidden(s))).chunk(3, -1)  # (n_atoms, F) each
+        axes = () if v is None else (v * spoken[2][:, None]).unbind(1)
+        return torch.cat([*spoken[:2], *axes], -1)
 
 
 class Update(nn.Module):

@@ -41,6 +41,10 @@ class Interaction(nn.Module):
         """Features (n_atoms, F) -> their change (n_atoms, F), zero without neighbors."""
         filters = self.filter(basis) * smooth  # (n_atoms, K, F)
         messages = (filters * gather(self.before(h), neighbors)).sum(1) * self.norm  # eq. 2
+        return self.respond(messages)
+
+    def respond(self, messages: Tensor) -> Tensor:
+        """What atoms hear (n_atoms, F) -> the change of their features (n_atoms, F)."""
         # Repeated, because functions of arrays of different shapes can differ in the last bit.
         bias = self.hidden.bias.repeat(len(messages), 1)  # (n_atoms, F)
         # Without neighbors the bias alone would still change the features; its share is taken out.
