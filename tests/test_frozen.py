@@ -428,7 +428,7 @@ def test_another_process_compiles_what_is_needed(
     inputs, work = ours.look(system, neighbors), ours.room(ours.weights, *neighbors.j.shape)
     given: list[object] = []
     monkeypatch.setattr(frozen_network, "place_of", lambda *each: given.extend(each))
-    beforehand.small_network(architecture, precision).compile_backward()
+    beforehand.frozen_network(architecture, precision).compile_backward()
     assert given[0] is ours.loops.backward
     needed = (0, 0, inputs, ours.weights, work)
     assert [numba.typeof(each) for each in given[1:]] == [numba.typeof(each) for each in needed]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ase
+import numba
 import pytest
 import torch
 from checks import REFERENCE_ENERGIES, SPECIES, crystal, molecule, random_network, slab
@@ -17,7 +18,7 @@ from torch import Tensor
 from mdlearn.atoms import to_system
 from mdlearn.labels import Labels
 from mdlearn.neighbors import build
-from mdlearn.potentials import learning
+from mdlearn.potentials import beforehand, learning
 from mdlearn.potentials.architectures import make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import evaluate
@@ -289,3 +290,22 @@ def test_loops_that_do_not_agree_are_left_aside(monkeypatch: pytest.MonkeyPatch)
     assert training.without_loops == "frozen forces are off"
     gradient(training, [frame], [()], LOSS, ALONE, most_parts=1)
     assert training.parameters[0].grad is not None
+
+
+def test_another_process_compiles_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a small network: types are those of any other one."""
+    needed: list[Any] = []
+    compiled = learning.add_gradient
+
+    def add_gradient(*arguments: Any) -> None:
+        needed[:] = arguments
+        compiled(*arguments)
+
+    monkeypatch.setattr(learning, "add_gradient", add_gradient)
+    monkeypatch.setattr(Loops, "_compile", lambda *_: None)
+    by_loops(network(32, 3, 12).float(), BATCHES["several"](), LOSS, [0])
+    given: list[Any] = []
+    monkeypatch.setattr(learning, "place_of", lambda *each: given.extend(each))
+    beforehand.learning_network().compile_sums()
+    assert given[0] is add_gradient
+    assert [numba.typeof(each) for each in given[1:]] == [numba.typeof(each) for each in needed]

@@ -114,10 +114,8 @@ class FrozenNetwork(Frozen):
 
     def compile_backward(self) -> None:
         """Compiles the way from energies to forces, for atoms that are not there."""
-        few, table = np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
-        positions, cell, shift = np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((2, 2, 3))
-        inputs = Inputs(positions, cell, few, few, table, shift, table, table.astype(bool))
-        place_of(self.loops.backward, 0, 0, inputs, self.weights, self.room(self.weights, 2, 2))
+        work = self.room(self.weights, 2, 2)
+        place_of(self.loops.backward, 0, 0, few_inputs(), self.weights, work)
 
     def _compile(self, inputs: Inputs) -> tuple[int, int]:
         """Compiles the loops, or loads them; another process does half of it, if it can."""
@@ -156,6 +154,13 @@ def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
         neighbors.reverse.numpy(),
         neighbors.valid.numpy(),
     )
+
+
+def few_inputs() -> Inputs:
+    """What loops see, of two atoms that are not there: for the types of it."""
+    few, table = np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
+    positions, cell, shift = np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((2, 2, 3))
+    return Inputs(positions, cell, few, few, table, shift, table, table.astype(bool))
 
 
 def share_blocks(team: Team, count: int, work: Callable[[tuple[int, int], Meeting], None]) -> None:

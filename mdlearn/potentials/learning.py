@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import keep_blas_on_one_thread
-from mdlearn.meeting import Meeting
+from mdlearn.jit import helped, keep_blas_on_one_thread, place_of
+from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
-from mdlearn.potentials.frozen_network import as_arrays, share_blocks
+from mdlearn.potentials.frozen_network import as_arrays, few_inputs, share_blocks
 from mdlearn.potentials.kernels import learning as kernel
 from mdlearn.potentials.kernels import learning_layout as layout
 from mdlearn.potentials.kernels.atoms import Inputs, total
@@ -50,6 +50,7 @@ from mdlearn.system import Evaluation, System
 DISPLACEMENT = 1e-3
 """Å, how far a pair vector moves at most. Features change by their own size over about 0.1 Å, and
 energies in float32 have seven digits: the gradient is right to half a percent."""
+COMPILES_SUMS = "mdlearn.potentials.beforehand.compile_sums"
 WIDTH = 32
 """Atoms whose linear maps are one matrix product, at most."""
 
@@ -121,6 +122,7 @@ class Loops(Frozen):
         ]
         self.work: layout.Pass | None = None
         """Room of the last pass, for the next one of its shape."""
+        self.compiled = False
 
     def _places(self, learned: layout.Gradient) -> list[tuple[Tensor, Array, float]]:
         """Each parameter, where loops have it, and what it is multiplied by there."""
@@ -166,7 +168,8 @@ class Loops(Frozen):
             self.work = None  # before there is another one
             self.work = _room(self.weights, n_atoms, capacity)
         work = self.work
-
+        if not self.compiled:
+            self._compile(inputs, work)
         width = _width(n_atoms)
         # The last stage has nothing but forces to do.
         stages = (0, 2 * len(self.products) + forces)
@@ -176,6 +179,21 @@ class Loops(Frozen):
 
         share_blocks(self.team, -(-n_atoms // width), sweep)
         return work
+
+    def _compile(self, inputs: Inputs, work: layout.Pass) -> None:
+        """Compiles the pass, or loads it; another process does the sums meanwhile, if it can."""
+        with helped(add_gradient, len(self.team), COMPILES_SUMS):
+            known = (inputs, self.weights, work, meeting_of(1))
+            place_of(kernel.sweep, (0, 0), (0, 0), 1, True, *known)
+        self.compiled = True
+
+    def compile_sums(self) -> None:
+        """Compiles what sums up gradients, for atoms that are not there."""
+        inputs, work = few_inputs(), _room(self.weights, 2, 2)
+        slopes = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 3, 3))
+        *_, factors = displace(inputs, 1.0, self.cutoff, self.weights.out, *slopes)
+        known = (factors, inputs.species, self.weights, work, self.halves[0][0])
+        place_of(add_gradient, (0, 0), (0, 0), *known)
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
         """Energies, forces and virials of a batch, and what their gradient takes."""
