@@ -19,7 +19,7 @@ from torch import Tensor
 from mdlearn.integrators.integrator import State, conserved_energy, kinetic_energy
 from mdlearn.jit import compiled
 from mdlearn.neighbors import Neighbors
-from mdlearn.potentials.kernels.usage import largest_of, shares_of, squared_distance
+from mdlearn.potentials.kernels.usage import largest_of, squared_distance, usage
 from mdlearn.potentials.wall import WALL_MARGIN
 from mdlearn.system import System, largest_by_system, sum_by_system
 from mdlearn.units import kB
@@ -199,7 +199,7 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
         energies = (evaluation.energy, state.bath, conserved, state.freedom)
         known = (limits.force, limits.kT)
         return torch.from_numpy(
-            _used(
+            usage(
                 _arrays(places),
                 _arrays(atoms),
                 _arrays(energies),
@@ -214,9 +214,6 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Array, ...]:
     return tuple([each.numpy() for each in tensors])
-
-
-_used = compiled(error_model="numpy")(shares_of)
 
 
 def _shares_by_operations(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import llvmlite.binding
 import numba
+import numpy as np
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
@@ -25,6 +28,7 @@ llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value", bound=tuple[Any, ...])
 COMPILER_ERRORS = (NumbaError, RuntimeError)
 """Where a function cannot be compiled; the second is of LLVM."""
 
@@ -37,6 +41,7 @@ def compiled(
     keep: bool = True,
     inner: bool = False,
     merge: bool = False,
+    placed: bool = False,
 ) -> Callable[[Function], Function]:
     """A decorator: the function is compiled when it is first called with arguments of some types.
 
@@ -52,10 +57,12 @@ def compiled(
         inner: only called by compiled functions, and made a part of each of them, which are kept;
             so it is nothing to its bits in which process it was compiled. What is called by name is
             linked to code of that name: where it has just been compiled, to its own, and where its
-            caller was loaded from disk, to what was optimized once more along with that.
+            caller was loaded from disk, to what was optimized once more along with that. Of what
+            has no `fastmath` these give the same bits.
         merge: with the function that calls it, and with its options for `fastmath`. A caller is
             compiled together with all that it calls, once more after that was compiled by itself:
             what has a single caller need not be.
+        placed: only called by its place in memory (`place_of`, `call`), not by Python.
     """
     permitted = set(fastmath) or False
 
@@ -68,7 +75,7 @@ def compiled(
                 error_model=error_model,
                 inline="always" if merge else "never",
                 forceinline=inner,
-                no_cpython_wrapper=inner or merge,
+                no_cpython_wrapper=inner or merge or placed,
                 no_cfunc_wrapper=True,
             )
             return options(function)
@@ -87,8 +94,14 @@ def compiled(
 
 
 def place_of(function: Any, *arguments: Any) -> int:
-    """Where a function is in memory that is compiled, or was, for such arguments; for `call`."""
-    signature = tuple(map(numba.typeof, arguments))
+    """Where a function is in memory that is compiled, or was, for such arguments; for `call`.
+
+    Args:
+        function: the function.
+        arguments: or, of what it is given as words in memory, its `kind_of`.
+    """
+    kinds = [each if isinstance(each, types.Type) else numba.typeof(each) for each in arguments]
+    signature = tuple(kinds)
     function.compile(signature)
     made = function.overloads[signature]
     place: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
@@ -104,46 +117,152 @@ def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
 def call(typing: Any, place: Any, arguments: Any) -> Any:
     """Calls a function at a place in memory, which returns nothing, with the parts of a tuple.
 
-    Called by its name it would be compiled once more, together with its caller.
+    Called by its name it would be compiled once more, together with its caller. Where the function
+    takes words in memory (`at`), it is given their address.
     """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        calling, kinds = context.call_conv, tuple(arguments)
-        kind = calling.get_function_type(types.none, kinds)
-        function = builder.inttoptr(given[0], kind.as_pointer())
-        parts = cgutils.unpack_tuple(builder, given[1])
-        status, _ = calling.call_function(builder, function, types.none, kinds, parts)
-        with cgutils.if_unlikely(builder, status.is_error):
-            calling.return_status_propagate(builder, status)
+        _call(context, builder, types.none, tuple(arguments), given)
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), generate
 
 
-@contextmanager
-def helped(function: Any, processors: int, action: str, *arguments: str) -> Iterator[None]:
-    """Meanwhile another process compiles a function, unless some of it is kept on disk already.
+@instruction
+def ask(typing: Any, place: Any, arguments: Any) -> Any:
+    """The same with a function that returns whether something is so."""
 
-    Whoever needs the function then asks for it as ever: if the other process has failed, nothing is
-    kept, and it is compiled once more.
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return _call(context, builder, types.boolean, tuple(arguments), given)
 
-    Args:
-        function: the function.
-        processors: that there are; for one it is not worth it.
-        action: the name of what compiles it, with the module,
-        arguments: and what that is given.
+    return types.boolean(types.int64, arguments), generate
+
+
+def _call(context: Any, builder: Any, returned: Any, kinds: tuple[Any, ...], given: Any) -> Any:
+    """Writes the call; its errors are those of the caller."""
+    kind = context.call_conv.get_function_type(returned, kinds)
+    function = builder.inttoptr(given[0], kind.as_pointer())
+    parts = cgutils.unpack_tuple(builder, given[1])
+    status, value = context.call_conv.call_function(builder, function, returned, kinds, parts)
+    with cgutils.if_unlikely(builder, status.is_error):
+        context.call_conv.return_status_propagate(builder, status)
+    return value
+
+
+def kind_of(value: object) -> Any:
+    """The type by which a compiled function takes the words of such a value; see `at`."""
+    return types.CPointer(numba.typeof(value))
+
+
+class Words(Generic[Value]):
+    """A value as compiled functions have it in memory, in words of eight bytes, to be read by `at`.
+
+    It is to be of the type that they were compiled for: nobody looks.
     """
-    folder, source = function.stats.cache_path, function.py_func
-    name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbi"
-    kept = folder is None or any(Path(folder).glob(name))
-    if kept or processors == 1 or not sys.executable:  # none where Python is a part of a program
-        yield
-        return
-    module, verb = action.rsplit(".", 1)
-    command = [sys.executable, "-c", f"from {module} import {verb}; {verb}(*{arguments})"]
-    nowhere = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere):
-        yield
+
+    def __init__(self, value: Value) -> None:
+        """Writes down a tuple of arrays, integers, floats, and such tuples."""
+        self.value = value  # which keeps its arrays
+        self.words = np.array(_words_of(value), np.int64)
+        self.address: int = self.words.ctypes.data
+
+    def renew(self, value: Value, count: int) -> None:
+        """Writes down a tuple again, of which only the first few parts are not as they were.
+
+        These are arrays; shapes are as they were.
+        """
+        self.value, start = value, 0
+        for array in value[:count]:
+            self.words[start + 4] = array.ctypes.data
+            start += 5 + 2 * array.ndim
+
+
+def _words_of(value: object) -> list[int]:
+    if isinstance(value, np.ndarray):
+        start = value.__array_interface__["data"][0]
+        return [0, 0, value.size, value.itemsize, start, *value.shape, *value.strides]
+    if isinstance(value, tuple):
+        return [word for part in value for word in _words_of(part)]
+    if isinstance(value, float):
+        (word,) = struct.unpack("q", struct.pack("d", value))
+        return [word]
+    assert isinstance(value, int)
+    assert not isinstance(value, bool)  # which has one byte
+    return [value]
+
+
+@instruction
+def at(typing: Any, address: Any) -> Any:
+    """The value whose words stand at an address of its `kind_of`.
+
+    So a function is given large tuples in a single number, and who calls it need not know of what
+    types they are. Arrays there have no owner: to count who uses them would cost more than to look.
+    """
+    kind = address.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        packer = context.get_arg_packer([kind])
+        word, parts = ir.IntType(64), []
+        first = builder.bitcast(given[0], word.as_pointer())
+        forms = zip(packer.argument_types, _owners(kind), strict=True)
+        for index, (form, owner) in enumerate(forms):
+            if owner:
+                parts.append(ir.Constant(form, None))
+                continue
+            place = builder.gep(first, [ir.Constant(word, index)])
+            parts.append(builder.load(builder.bitcast(place, form.as_pointer())))
+        (value,) = packer.from_arguments(builder, parts)
+        return value
+
+    return kind(address), generate
+
+
+def _owners(kind: Any) -> list[bool]:
+    """Of the words of a value of some type, which name the owner of an array."""
+    if isinstance(kind, types.Array):
+        return [True, True] + [False] * (3 + 2 * kind.ndim)
+    if isinstance(kind, types.BaseTuple):
+        parts: Any = kind
+        return [each for part in parts for each in _owners(part)]
+    return [False]
+
+
+class Helper:
+    """Another process that compiles a function, unless some of it is kept on disk already.
+
+    Whoever needs the function waits for it, and asks for the function as ever: if the process has
+    failed, nothing is kept, and it is compiled once more.
+    """
+
+    def __init__(self, function: Any, processors: int, action: str, *arguments: str) -> None:
+        """Starts it.
+
+        Args:
+            function: the function.
+            processors: that there are; for one it is not worth it.
+            action: the name of what compiles it, with the module,
+            arguments: and what that is given.
+        """
+        self.process: subprocess.Popen[bytes] | None = None
+        folder, source = function.stats.cache_path, function.py_func
+        name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbi"
+        kept = folder is None or any(Path(folder).glob(name))
+        # No interpreter where Python is a part of a program.
+        if kept or processors == 1 or not sys.executable:
+            return
+        module, verb = action.rsplit(".", 1)
+        command = [sys.executable, "-c", f"from {module} import {verb}; {verb}(*{arguments})"]
+        nowhere = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+
+    def is_busy(self) -> bool:
+        """Whether to wait for it would take time."""
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self) -> None:
+        """Waits until it has done what it can."""
+        if self.process is not None:
+            self.process.wait()
 
 
 def keep_blas_on_one_thread() -> None:

@@ -59,7 +59,9 @@ class LoopedSteps:
         potential, splitting = dynamics.potential, dynamics.integrator.splitting
         assert isinstance(potential, FrozenNetwork)
         assert splitting is not None
-        system = state.system._replace(positions=state.system.positions.clone())
+        system = state.system._replace(
+            positions=state.system.positions.clone(memory_format=torch.contiguous_format)
+        )
         old = state.evaluation
         changing = (state.momenta, old.forces, old.energy, state.bath, state.variables)
         momenta, forces, energy, bath, variables = (_array(each).copy() for each in changing)
@@ -101,7 +103,7 @@ class LoopedSteps:
         )
         if splitting.thermostat and self.place == 0:
             half = THERMOSTATS[splitting.thermostat]
-            self.place = place_of(half, 0, 0, potential.look(system, neighbors), motion)
+            self.place = place_of(half, 0, 0, potential.look(system, neighbors).value, motion)
             motion = motion._replace(thermostat=self.place)
         evaluation = potential.move(system, neighbors, motion)
         done = int(motion.done[0])

@@ -233,7 +233,7 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     known = tuple([each.numpy() for each in cells])
     x, reference, of_system = system.positions, neighbors.reference, system.system
     arrays = (x.numpy(), reference.numpy(), of_system.numpy(), known, neighbors.reach.numpy())
-    return torch.from_numpy(_moved(*arrays))
+    return torch.from_numpy(furthest(*arrays))
 
 
 def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
@@ -245,7 +245,8 @@ def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
     return neighbors.wear * (largest + closer)
 
 
-def _furthest(
+@compiled()
+def furthest(
     positions: NDArray[Any],
     reference: NDArray[Any],
     system: NDArray[np.int64],
@@ -273,10 +274,10 @@ def _furthest(
         if square > largest[system[n]] or math.isnan(square):
             largest[system[n]] = square
     for s in range(len(cell)):
-        closer = 0.5 * reach[()] * math.sqrt((strains[s] ** 2).sum())
+        square = 0.0
+        for row in range(3):
+            for axis in range(3):
+                square += strains[s, row, axis] ** 2
+        closer = 0.5 * reach[()] * math.sqrt(square)
         largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)
     return largest
-
-
-furthest = compiled(inner=True)(_furthest)
-_moved = compiled()(_furthest)

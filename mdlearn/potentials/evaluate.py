@@ -73,6 +73,9 @@ class Frozen(ABC):
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """Bytes that an evaluation works in, besides its list of so many slots per atom."""
 
+    def begin_compiling(self) -> None:  # noqa: B027
+        """Has another process begin with what is to be compiled, if it is going to be needed."""
+
     def choose_threads(self, system: System, neighbors: Neighbors) -> None:
         """Settles how many threads share an evaluation of batches like this one, with its pairs.
 

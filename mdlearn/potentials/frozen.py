@@ -73,6 +73,8 @@ def fastest(potential: ParametricPotential, structures: Iterable[System]) -> tup
     if frozen is potential:
         missing = potential.wall.start.device.type == "cuda" and _has_kernels(potential)
         return potential, WITHOUT_TRITON if missing else ""
+    if isinstance(frozen, Frozen):
+        frozen.begin_compiling()
     off = misgiving(frozen, potential, structures)
     return (potential if off else frozen), off
 

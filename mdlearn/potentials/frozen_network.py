@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import helped, keep_blas_on_one_thread, place_of
+from mdlearn.jit import Helper, Words, keep_blas_on_one_thread, kind_of, place_of
 from mdlearn.lanes import WIDTH
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
-from mdlearn.potentials.kernels.motion import Motion, rest
+from mdlearn.potentials.kernels.motion import Found, Motion, arrive, depart, rest
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sweep import sweep
 from mdlearn.potentials.network import Network
@@ -43,6 +43,14 @@ class Loops(NamedTuple):
     """How many there are; each needs the one before of all blocks."""
 
 
+class Seen(NamedTuple):
+    """What was looked at last; while its list is in use, most of it stays the same."""
+
+    neighbors: Neighbors
+    numbers: Tensor
+    inputs: Words[Inputs]
+
+
 class FrozenNetwork(Frozen):
     """A network in compiled loops."""
 
@@ -66,20 +74,23 @@ class FrozenNetwork(Frozen):
         self.species = network.species
         self.elements = network.elements
         self.precision = network.wall.start.dtype
-        self.weights, self.room, self.loops, self.sweep = weights, room, loops, sweep
+        self.weights, self.room, self.loops = weights, room, loops
         self.places: tuple[int, int] | None = None
-        """Where the loops are in memory, once they are compiled."""
+        """Where the loops are in memory, once they are compiled,"""
+        self.around = (0, 0)
+        """and where those are that move atoms before and after them, once any have moved."""
+        self.helper: Helper | None = None
+        """That compiles half of them, once it has been asked to."""
         self.work: Any = None
-        self.rest = rest()
-        self.inputs: Inputs | None = None
-        """Of the last evaluation; as long as its list is in use, most of them stay the same."""
-        self.seen: tuple[Neighbors, Tensor] | None = None
-        """That list, and the atomic numbers."""
+        self.known: list[Words[Any]] = []
+        """Weights and workspace, and what is found there, as loops have them in memory."""
+        self.rest = Words(rest())
+        self.seen: Seen | None = None
         keep_blas_on_one_thread()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`."""
-        return self.move(system, neighbors, self.rest)
+        return self.move(system, neighbors, self.rest.value)
 
     def move(self, system: System, neighbors: Neighbors, motion: Motion) -> Evaluation:
         """Does steps of dynamics on one list; threads share the blocks of atoms.
@@ -95,15 +106,24 @@ class FrozenNetwork(Frozen):
         n_atoms, capacity = neighbors.j.shape
         if self.work is None or self.work.slots.shape != (n_atoms, capacity):
             self.work = self.room(self.weights, n_atoms, capacity)
+            width = self.work.invariants.shape[1]
+            found = Found(width, self.work.energies, self.work.forces)
+            self.known = [Words(each) for each in (self.weights, self.work, found)]
         work, inputs = self.work, self.look(system, neighbors)
-        places = self.places = self.places or self._compile(inputs)
-        given = (self.loops.turn, places, inputs, self.weights, work, motion)
+        places = self.places = self.places or self._compile(inputs.value)
+        if motion.steps and not self.around[0]:
+            self.around = place_of_motion(depart), place_of_motion(arrive)
+        moves = self.rest if motion is self.rest.value else Words(motion)
+        weights, room, results = self.known
+        known = (inputs.address, weights.address, room.address, results.address, moves.address)
+        given = (self.loops.turn, (*places, *self.around), known, motion.steps)
 
         def part(blocks: tuple[int, int], meeting: Meeting) -> None:
-            self.sweep((0, self.loops.stages), blocks, *given, meeting)
+            sweep(self.loops.stages, blocks, *given, meeting)
 
         share_blocks(self.team, len(work.invariants), part)
-        energy, stress = total(inputs.system, inputs.cell, work.energies, work.virials)
+        of_system, cell = inputs.value.system, inputs.value.cell
+        energy, stress = total(of_system, cell, work.energies, work.virials)
         return Evaluation(
             torch.from_numpy(energy),
             torch.from_numpy(work.forces.copy()),
@@ -112,29 +132,41 @@ class FrozenNetwork(Frozen):
             torch.from_numpy(work.virials.copy()),
         )
 
+    def begin_compiling(self) -> None:
+        """See `Frozen`."""
+        if self.helper is None:
+            precision = str(self.precision).removeprefix("torch.")
+            known = (COMPILES_BACKWARD, self.loops.name, precision)
+            self.helper = Helper(self.loops.backward, len(self.team), *known)
+
     def compile_backward(self) -> None:
         """Compiles the way from energies to forces, for atoms that are not there."""
-        work = self.room(self.weights, 2, 2)
-        place_of(self.loops.backward, 0, 0, few_inputs(), self.weights, work)
+        known = (few_inputs(), self.weights, self.room(self.weights, 2, 2))
+        place_of(self.loops.backward, 0, 0, *map(kind_of, known))
 
     def _compile(self, inputs: Inputs) -> tuple[int, int]:
         """Compiles the loops, or loads them; another process does half of it, if it can."""
-        known = (inputs, self.weights, self.work)
-        backward, precision = self.loops.backward, str(self.precision).removeprefix("torch.")
-        with helped(backward, len(self.team), COMPILES_BACKWARD, self.loops.name, precision):
-            forward = place_of(self.loops.forward, 0, 0, *known)
-            place_of(sweep, (0, 0), (0, 0), 0, (0, 0), *known, self.rest, meeting_of(1))
-        return forward, place_of(backward, 0, 0, *known)
+        known = [kind_of(each) for each in (inputs, self.weights, self.work)]
+        self.begin_compiling()
+        assert self.helper is not None
+        forward = place_of(self.loops.forward, 0, 0, *known)
+        place_of(sweep, 0, (0, 0), 0, (0,) * 4, (0,) * 5, 0, meeting_of(1))
+        for each in (arrive, depart):  # while there is time for what may not be needed
+            if self.helper.is_busy():
+                place_of_motion(each)
+        self.helper.wait()
+        return forward, place_of(self.loops.backward, 0, 0, *known)
 
-    def look(self, system: System, neighbors: Neighbors) -> Inputs:
+    def look(self, system: System, neighbors: Neighbors) -> Words[Inputs]:
         """What the loops see; a step of a small system has no time to look at a list again."""
-        known = self.seen
-        if self.inputs and known and known[0] is neighbors and known[1] is system.numbers:
-            places = {"positions": system.positions.numpy(), "cell": system.cell.numpy()}
-            return self.inputs._replace(**places)
-        self.inputs = as_arrays(system, neighbors, self.elements.index(system.numbers))
-        self.seen = neighbors, system.numbers
-        return self.inputs
+        seen = self.seen
+        if seen is None or seen.neighbors is not neighbors or seen.numbers is not system.numbers:
+            inputs = as_arrays(system, neighbors, self.elements.index(system.numbers))
+            self.seen = Seen(neighbors, system.numbers, Words(inputs))
+            return self.seen.inputs
+        positions, cell = system.positions.contiguous().numpy(), system.cell.contiguous().numpy()
+        seen.inputs.renew(seen.inputs.value._replace(positions=positions, cell=cell), 2)
+        return seen.inputs
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
@@ -143,17 +175,20 @@ class FrozenNetwork(Frozen):
 
 
 def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
-    """What loops see of a batch and its list; index (n_atoms,) are ranks of the elements."""
-    return Inputs(
-        system.positions.numpy(),
-        system.cell.numpy(),
-        system.system.numpy(),
-        index.numpy(),
-        neighbors.j.numpy(),
-        neighbors.shift.numpy(),
-        neighbors.reverse.numpy(),
-        neighbors.valid.numpy(),
-    )
+    """What loops see of a batch and its list; index (n_atoms,) are ranks of the elements.
+
+    All is in the layout that loops are compiled for.
+    """
+    atoms = (system.positions, system.cell, system.system, index)
+    listed = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
+    return Inputs(*(each.contiguous().numpy() for each in (*atoms, *listed)))
+
+
+def place_of_motion(function: Any) -> int:
+    """Where `motion.depart` or `motion.arrive` is in memory."""
+    found = Found(0, np.zeros(2), np.zeros((2, 3)))
+    known = [kind_of(each) for each in (few_inputs(), found, rest())]
+    return place_of(function, 0, (0, 0), *known, meeting_of(1))
 
 
 def few_inputs() -> Inputs:

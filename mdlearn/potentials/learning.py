@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import helped, keep_blas_on_one_thread, place_of
+from mdlearn.jit import Helper, keep_blas_on_one_thread, place_of
 from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
@@ -182,9 +182,10 @@ class Loops(Frozen):
 
     def _compile(self, inputs: Inputs, work: layout.Pass) -> None:
         """Compiles the pass, or loads it; another process does the sums meanwhile, if it can."""
-        with helped(add_gradient, len(self.team), COMPILES_SUMS):
-            known = (inputs, self.weights, work, meeting_of(1))
-            place_of(kernel.sweep, (0, 0), (0, 0), 1, True, *known)
+        helper = Helper(add_gradient, len(self.team), COMPILES_SUMS)
+        known = (inputs, self.weights, work, meeting_of(1))
+        place_of(kernel.sweep, (0, 0), (0, 0), 1, True, *known)
+        helper.wait()
         self.compiled = True
 
     def compile_sums(self) -> None:

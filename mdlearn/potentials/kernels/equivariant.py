@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdlearn.jit import compiled
+from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, load, store
-from mdlearn.potentials.kernels.atoms import Inputs, look, push, read, sigmoid
+from mdlearn.potentials.kernels.atoms import look, push, read, sigmoid
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
@@ -247,9 +247,10 @@ def _speak_back(
                 to_product[m, place, c] = functions[place, n + c]
 
 
-@compiled()
-def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage on the way to energies, of I; see `sweep`."""
+    inputs, weights, work = at(places), at(known), at(room)
     index, j = inputs.species, inputs.j
     n_layers, width = work.product.shape[0], work.product.shape[3]
     if stage == 0:
@@ -261,9 +262,10 @@ def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Work
         _forward(stage, block, index, j, weights, work)
 
 
-@compiled()
-def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces, of I + 1."""
+    inputs, weights, work = at(places), at(known), at(room)
     index, j, seen = inputs.species, inputs.j, work.seen[block]
     n_layers, width = work.product.shape[0], work.product.shape[3]
     atoms = (block * width, min((block + 1) * width, len(index)))

@@ -8,11 +8,11 @@ step is here; it is what `mdlearn.integrators` say of constant energy and consta
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mdlearn.jit import call, compiled
+from mdlearn.jit import at, call, compiled
 from mdlearn.meeting import Meeting, meet
 from mdlearn.neighbors import furthest
 from mdlearn.potentials.kernels.atoms import Inputs
@@ -31,7 +31,7 @@ class Motion(NamedTuple):
     """
 
     steps: int
-    """Zero to evaluate, and move nothing."""
+    """How many; zero to evaluate, and move nothing."""
     dt: float
     """Å·sqrt(u/eV), time step."""
     remember: float
@@ -97,6 +97,17 @@ class Motion(NamedTuple):
     """(2,)* int64: steps that were done; and why no more, or zero."""
 
 
+class Found(NamedTuple):
+    """What comes of the network for every atom."""
+
+    width: int
+    """Atoms of a block."""
+    energies: Array
+    """(N,) float64 eV."""
+    forces: Array
+    """(N, 3) float64 eV/Å."""
+
+
 def rest() -> Motion:
     """No steps: to evaluate only."""
     none, rows, ranks = np.zeros(0), np.zeros((0, 3)), np.zeros(0, np.int64)
@@ -137,22 +148,16 @@ def rest() -> Motion:
     )
 
 
-@compiled(merge=True)
+@compiled(placed=True)
 def depart(
-    step: int,
-    blocks: tuple[int, int],
-    width: int,
-    inputs: Inputs,
-    motion: Motion,
-    meeting: Meeting,
+    step: int, blocks: tuple[int, int], places: int, results: int, moves: int, meeting: Meeting
 ) -> bool:
     """What comes before the forces of a step: B A, or B A O A; after half of a thermostat.
 
     Returns:
         Whether to go on: all atoms are where their list is good.
     """
-    if motion.steps == 0:
-        return True
+    inputs, motion, width = at(places), at(moves), at(results).width
     atoms = (blocks[0] * width, min(blocks[1] * width, len(inputs.system)))
     positions, momenta, remember, dt = inputs.positions, motion.momenta, motion.remember, motion.dt
     forget = math.sqrt(1.0 - remember * remember)
@@ -214,21 +219,20 @@ def _measure(inputs: Inputs, motion: Motion) -> None:
             motion.done[1] = GONE
 
 
-@compiled(merge=True)
+@compiled(placed=True)
 def arrive(
-    step: int, blocks: tuple[int, int], inputs: Inputs, motion: Motion, work: Any, meeting: Meeting
+    step: int, blocks: tuple[int, int], places: int, results: int, moves: int, meeting: Meeting
 ) -> bool:
     """What comes after the forces of a step: B, a thermostat, and a look at the guards.
 
     Returns:
         Whether there may be another step on these lists.
     """
-    if motion.steps == 0:
-        return True
-    width = work.invariants.shape[1]
+    inputs, found, motion = at(places), at(results), at(moves)
+    width = found.width
     for n in range(blocks[0] * width, min(blocks[1] * width, len(inputs.system))):
         for axis in range(3):
-            force = work.forces[n, axis] * motion.mobile[n]
+            force = found.forces[n, axis] * motion.mobile[n]
             motion.forces[n, axis] = force
             motion.momenta[n, axis] += 0.5 * motion.dt * force
     if not meet(meeting):
@@ -236,17 +240,17 @@ def arrive(
     if blocks[0] == 0:
         if motion.thermostat != 0:
             call(motion.thermostat, (step, 1, inputs, motion))
-        _account(inputs, motion, work)
+        _account(inputs, motion, found)
     return meet(meeting) and motion.done[1] == 0
 
 
 @compiled(merge=True)
-def _account(inputs: Inputs, motion: Motion, work: Any) -> None:
+def _account(inputs: Inputs, motion: Motion, found: Found) -> None:
     """Energies of systems after a step, and what guards make of it."""
     for s in range(len(inputs.cell)):
         motion.energy[s] = 0.0
     for n in range(len(inputs.system)):
-        motion.energy[inputs.system[n]] += work.energies[n]
+        motion.energy[inputs.system[n]] += found.energies[n]
         motion.bath[inputs.system[n]] += motion.heat[n]
     places = (inputs.positions, inputs.cell, inputs.system)
     atoms = (motion.masses, motion.momenta, motion.numbers, motion.forces)

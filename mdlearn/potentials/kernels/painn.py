@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdlearn.jit import compiled
+from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
+from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -336,9 +336,10 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
 
 
-@compiled()
-def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage on the way to energies, of I + 1; see `sweep`."""
+    inputs, weights, work = at(places), at(known), at(room)
     index, n, width = inputs.species, weights.own.shape[2], work.invariants.shape[1]
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
@@ -351,9 +352,10 @@ def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Work
         _forward(stage - 1, block, atoms, index, weights, work)
 
 
-@compiled()
-def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    inputs, weights, work = at(places), at(known), at(room)
     n_layers, (width, n) = len(weights.own), work.invariants.shape[1:]
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     layer = 2 * n_layers - stage

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdlearn.jit import compiled
+from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.potentials.kernels.activation import shifted_softplus
-from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
+from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
 
@@ -187,9 +187,10 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     np.dot(hidden, weights.inner_back[layer], heard)
 
 
-@compiled()
-def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage on the way to energies, of I + 1; see `sweep`."""
+    inputs, weights, work = at(places), at(known), at(room)
     index, width = inputs.species, work.invariants.shape[1]
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
@@ -202,9 +203,10 @@ def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Work
         _forward(stage - 1, block, atoms, index, weights, work)
 
 
-@compiled()
-def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
+@compiled(placed=True)
+def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    inputs, weights, work = at(places), at(known), at(room)
     n_layers, width = len(weights.speak), work.invariants.shape[1]
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     layer = 2 * n_layers - stage

@@ -1,29 +1,25 @@
 """The loops of all networks, stage by stage, and steps of dynamics with them.
 
 The way to energies and the way back are two functions, so that two processes can compile them at
-the same time; they are called by their place in memory.
+the same time, and so is what comes before and after them in a step. They are called by their place
+in memory, and what they work with is words in memory to their caller: so that is compiled once for
+all networks, and what moves atoms only where atoms move.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from mdlearn.jit import call, compiled
+from mdlearn.jit import ask, call, compiled
 from mdlearn.meeting import Meeting, meet
-from mdlearn.potentials.kernels.atoms import Inputs
-from mdlearn.potentials.kernels.motion import Motion, arrive, depart
 
 
 @compiled(nogil=True)
 def sweep(
-    stages: tuple[int, int],
+    stages: int,
     blocks: tuple[int, int],
     turn: int,
-    places: tuple[int, int],
-    inputs: Inputs,
-    weights: Any,
-    work: Any,
-    motion: Motion,
+    places: tuple[int, int, int, int],
+    known: tuple[int, int, int, int, int],
+    steps: int,
     meeting: Meeting,
 ) -> None:
     """Energies, forces and virials of atoms, in a workspace, and steps of dynamics with them.
@@ -31,26 +27,28 @@ def sweep(
     Each stage needs the one before of all blocks; within a stage, blocks are independent.
 
     Args:
-        stages: the first one, and the one after the last.
-        blocks: likewise.
+        stages: how many there are.
+        blocks: the first one, and the one after the last.
         turn: the stage that belongs to both ways.
-        places: of the network's `forward` and `backward`, see `jit.place_of`.
-        inputs: where the atoms are.
-        weights: the network.
-        work: is overwritten.
-        motion: the steps.
+        places: of the network's `forward` and `backward`, and of `motion.depart` and
+            `motion.arrive`, see `jit.place_of`.
+        known: addresses of the words of inputs, weights and workspace, of what is found, and of
+            the motion, see `jit.at`.
+        steps: of that motion; zero to evaluate only.
         meeting: of the threads that share blocks, after each stage.
     """
-    for step in range(max(1, motion.steps)):
-        if not depart(step, blocks, work.invariants.shape[1], inputs, motion, meeting):
+    forward, backward, depart, arrive = places
+    inputs, weights, work, found, motion = known
+    for step in range(max(1, steps)):
+        if steps > 0 and not ask(depart, (step, blocks, inputs, found, motion, meeting)):
             return
-        for stage in range(stages[0], stages[1]):
+        for stage in range(stages):
             for block in range(blocks[0], blocks[1]):
                 if stage <= turn:
-                    call(places[0], (stage, block, inputs, weights, work))
+                    call(forward, (stage, block, inputs, weights, work))
                 if stage >= turn:
-                    call(places[1], (stage, block, inputs, weights, work))
-            if stage + 1 < stages[1] and not meet(meeting):
+                    call(backward, (stage, block, inputs, weights, work))
+            if stage + 1 < stages and not meet(meeting):
                 return
-        if not arrive(step, blocks, inputs, motion, work, meeting):
+        if steps > 0 and not ask(arrive, (step, blocks, inputs, found, motion, meeting)):
             return

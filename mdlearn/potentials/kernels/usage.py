@@ -26,7 +26,8 @@ def largest_of(freedom: Any, kT: Any, hottest: float) -> Any:
 _largest_of_one = compiled(inner=True)(largest_of)
 
 
-def shares_of(
+@compiled(error_model="numpy")
+def usage(
     places: tuple[Array, ...],
     atoms: tuple[Array, ...],
     energies: tuple[Array, ...],
@@ -83,6 +84,3 @@ def squared_distance(positions: Array, n: int, j: int, shift: Array, box: Array)
 def larger(one: float, other: float) -> float:
     """NaN if any of the two is."""
     return other if other > one or math.isnan(other) else one
-
-
-usage = compiled(error_model="numpy", inner=True)(shares_of)
