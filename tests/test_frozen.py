@@ -431,3 +431,16 @@ def test_another_process_compiles_what_is_needed(
     assert given[0] is ours.loops.backward
     assert given[1:3] == [0, 0]
     assert given[3:] == [kind_of(each) for each in (inputs, ours.weights, work)]
+
+
+def test_how_tensors_lie_in_memory_does_not_matter() -> None:
+    """Loops read them where they are, and nobody looks at each step."""
+    frozen = freeze(random_potential("schnet"))
+    system = to_system(crystal())
+    neighbors = build(system, frozen.cutoff, 0.5)
+    expected = evaluate(frozen, system, neighbors)
+    turned = {name: getattr(system, name).mT.contiguous().mT for name in ("positions", "cell")}
+    assert not turned["positions"].is_contiguous()
+    for other in (frozen, freeze(random_potential("schnet"))):
+        found = evaluate(other, system._replace(**turned), neighbors)
+        assert torch.equal(found.forces, expected.forces)

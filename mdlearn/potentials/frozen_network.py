@@ -112,6 +112,8 @@ class FrozenNetwork(Frozen):
         work, inputs = self.work, self.look(system, neighbors)
         places = self.places = self.places or self._compile(inputs.value)
         if motion.steps and not self.around[0]:
+            # Nobody looks at it later.
+            assert kind_of((inputs.value, motion)) == kind_of((few_inputs(), rest()))
             self.around = place_of_motion(depart), place_of_motion(arrive)
         moves = self.rest if motion is self.rest.value else Words(motion)
         weights, room, results = self.known
