@@ -169,9 +169,11 @@ class _Hear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_heard: Tensor) -> tuple[Tensor | None, ...]:
-        (_, _, blends, direction, _, said), (n_atoms, capacity, features, *_) = ctx.given, ctx.shape
+        _, _, blends, direction, _, said = ctx.given
+        n_atoms, capacity, features, sets, *_ = ctx.shape
         to_said, to_distance = torch.empty_like(said), blends.new_empty(n_atoms, capacity)
-        to_direction = torch.zeros_like(direction)
+        to_direction = torch.empty_like(direction)
         results = (to_heard.contiguous(), to_said, to_distance, to_direction)
         run(kernel.hear_back, (share(n_atoms, features)[0],), *ctx.given, *results, *ctx.shape)
-        return to_said, to_distance, to_direction, None, None
+        # With one set of filters nobody has asked where a neighbor is.
+        return to_said, to_distance, None if sets == 1 else to_direction, None, None
