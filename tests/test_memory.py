@@ -126,7 +126,7 @@ def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
     assert isinstance(frozen, Frozen)
     neighbors = build(system, frozen.cutoff, 0.5)
     evaluate(frozen, system, neighbors)
-    parts = frozen.parts if isinstance(frozen, FrozenSum) else [frozen]
+    parts = frozen.summands if isinstance(frozen, FrozenSum) else [frozen]
     for part in parts:
         room = part.workspace(*neighbors.j.shape)
         if isinstance(part, FrozenNetwork):

@@ -1,6 +1,6 @@
 """Compiles loops for networks of one kind: those from energies to forces, or sums of gradients.
 
-A process that is asked to (`jit.helped`) does so while the one that asked compiles what it needs
+A process that is asked to (`jit.Helper`) does so while the one that asked compiles what it needs
 first. What is compiled depends on the kind of the network and on the precision, not on its size; it
 is kept on disk, where the other process finds it.
 """

@@ -15,7 +15,7 @@ system that wants to expand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,6 +59,8 @@ class Frozen(ABC):
     """Å."""
     species: tuple[int, ...]
     """Atomic numbers that it was built for."""
+    summands: Sequence[Frozen] = ()
+    """Of a sum."""
 
     def __init__(self) -> None:
         """Has nobody yet to share work."""
@@ -73,8 +75,10 @@ class Frozen(ABC):
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """Bytes that an evaluation works in, besides its list of so many slots per atom."""
 
-    def begin_compiling(self) -> None:  # noqa: B027
+    def begin_compiling(self) -> None:
         """Has another process begin with what is to be compiled, if it is going to be needed."""
+        for each in self.summands:
+            each.begin_compiling()
 
     def choose_threads(self, system: System, neighbors: Neighbors) -> None:
         """Settles how many threads share an evaluation of batches like this one, with its pairs.

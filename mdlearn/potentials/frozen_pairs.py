@@ -85,16 +85,16 @@ class FrozenSum(Frozen):
             part.team = self.team
         self.cutoff = parts[0].cutoff
         self.species = parts[0].species
-        self.parts = parts
+        self.summands = parts
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`."""
-        found = [part.evaluate(system, neighbors) for part in self.parts]
+        found = [part.evaluate(system, neighbors) for part in self.summands]
         return Evaluation(*(sum(each[1:], each[0]) for each in zip(*found, strict=True)))
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        return sum(part.workspace(n_atoms, capacity) for part in self.parts)
+        return sum(part.workspace(n_atoms, capacity) for part in self.summands)
 
 
 def _terms(

@@ -85,8 +85,9 @@ def bumps(t: tl.tensor, degree: tl.constexpr) -> tl.tuple:
     for d in tl.static_range(1, degree + 1):
         wider: tl.tuple = (found[0] * (1.0 - t),)
         for i in tl.static_range(1, d):
-            wider = wider + (found[i - 1] * (d - i + t) + found[i] * (i + 1 - t),)  # noqa: RUF005
-        found = wider + (found[d - 1] * t,)  # noqa: RUF005
+            wider += (found[i - 1] * (d - i + t) + found[i] * (i + 1 - t),)
+        wider += (found[d - 1] * t,)
+        found = wider
     return found
 
 

@@ -30,7 +30,7 @@ def load(pointer: tl.tensor, stride: tl.tensor, mask: tl.tensor) -> tl.tuple:
     """What stands at 16 pointers that are a stride apart; zeros where a thread has no part."""
     found: tl.tuple = ()
     for m in tl.static_range(HARMONICS):
-        found = found + (tl.load(pointer + m * stride, mask, 0.0),)  # noqa: RUF005
+        found += (tl.load(pointer + m * stride, mask, 0.0),)
     return found
 
 
@@ -46,7 +46,7 @@ def nothing(like: tl.tensor) -> tl.tuple:
     """A function that is zero everywhere."""
     found: tl.tuple = ()
     for _ in tl.static_range(HARMONICS):
-        found = found + (tl.zeros_like(like),)  # noqa: RUF005
+        found += (tl.zeros_like(like),)
     return found
 
 
