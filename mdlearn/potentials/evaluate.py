@@ -15,7 +15,7 @@ system that wants to expand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -160,7 +160,7 @@ def evaluate(
 
 
 def differentiate(
-    potential: Callable[[Tensor, Tensor, Neighbors], Tensor],
+    potential: Potential,
     numbers: Tensor,
     r: Tensor,
     neighbors: Neighbors,
@@ -171,7 +171,7 @@ def differentiate(
     """Energies of atoms, and the derivative of their sum by pair vectors.
 
     Args:
-        potential: gives the energies, as a `Potential` does.
+        potential: gives the energies.
         numbers: (n_atoms,) atomic numbers.
         r: (n_atoms, K, 3) Å, pair vectors; is given a gradient.
         neighbors: the pairs.

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mdlearn.neighbors import Neighbors, pair_vectors
-from mdlearn.potentials.evaluate import assemble, differentiate
+from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen_cuda import SLOT, THREADS, FrozenOnGPU, blocks_of, run, share
 from mdlearn.potentials.frozen_painn import painn_filters
 from mdlearn.potentials.frozen_schnet import schnet_filters
 from mdlearn.potentials.kernels import triton_filters as kernel
 from mdlearn.potentials.kernels.spline import ROWS
-from mdlearn.potentials.painn import Message, PaiNN
+from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.pairs import ChebyshevBasis
-from mdlearn.potentials.schnet import Interaction, SchNet
+from mdlearn.potentials.schnet import SchNet
 from mdlearn.system import Evaluation, System
 
 WORDS = {1: 1, 2: 2, 3: 5}
 """How many times F numbers an atom says, by sets of filters; see `triton_filters`."""
+CROWDING = 1.0 / ChebyshevBasis.stretch
+"""Of the knots of PaiNN's filters, see `triton_filters.approach`."""
 EXACT = 240
 """Bytes of a slot of what is float64 in an evaluation: vectors, translations, derivatives."""
 NUMBERS = 60
@@ -54,6 +57,41 @@ class Filters(NamedTuple):
     """G."""
 
 
+class Listening(NamedTuple):
+    """How a network hears."""
+
+    filters: Sequence[Filters]
+    """Of its layers."""
+    crowding: float
+    """See `triton_filters.approach`."""
+
+
+class FilteredSchNet(SchNet):
+    """SchNet that hears by kernels."""
+
+    listening: Listening
+
+    def listen(
+        self, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """See `SchNet`."""
+        pairs = approach(r, distance, neighbors, self.cutoff, self.listening)
+        return [partial(hear, pairs, each) for each in self.listening.filters]
+
+
+class FilteredPaiNN(PaiNN):
+    """PaiNN that hears by kernels."""
+
+    listening: Listening
+
+    def listen(
+        self, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """See `PaiNN`."""
+        pairs = approach(r, distance, neighbors, self.cutoff, self.listening)
+        return [partial(hear_both, pairs, each) for each in self.listening.filters]
+
+
 class FrozenFiltersOnGPU(FrozenOnGPU):
     """SchNet or PaiNN, whose layers between messages are torch's, and so are their derivatives."""
 
@@ -61,17 +99,20 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
         """Takes over the network's weights, in its precision, where they are."""
         super().__init__()
         self.cutoff, self.species = network.cutoff, network.species
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        like, layers = network.wall.start, network.settings.interactions
+        like, n = network.wall.start, network.settings.features
+        kind: type[FilteredSchNet | FilteredPaiNN]
         if isinstance(network, PaiNN):
-            rows, sets, self.crowding = painn_filters(network), 3, 1.0 / ChebyshevBasis.stretch
+            kind, rows, sets, crowding = FilteredPaiNN, painn_filters(network), 3, CROWDING
         else:
-            rows, sets, self.crowding = schnet_filters(network), 1, 0.0
+            kind, rows, sets, crowding = FilteredSchNet, schnet_filters(network), 1, 0.0
         table = torch.tensor(rows, dtype=like.dtype, device=like.device)
-        self.filters = [Filters(each.contiguous(), sets) for each in table.chunk(layers, 1)]
+        tables = table.chunk(network.settings.interactions, 1)
+        filters = [Filters(each.contiguous(), sets) for each in tables]
         if sets == 3:  # at first there are no vectors to be said
-            first = self.filters[0].table[:, : 2 * network.settings.features]
-            self.filters[0] = Filters(first.contiguous(), 2)
+            filters[0] = Filters(tables[0][:, : 2 * n].contiguous(), 2)
+        self.network = kind(network.species, network.elements.energies(), network.settings)
+        self.network.to(like).load_state_dict(network.state_dict())
+        self.network.requires_grad_(False).listening = Listening(filters, crowding)
 
     def room(self, n_atoms: int, capacity: int) -> None:
         """See `FrozenOnGPU`. Autograd finds room for itself."""
@@ -79,70 +120,50 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`. The list is copied to where recordings read it: of this, and of a step."""
         settings, size = self.network.settings, self.network.wall.start.element_size()
-        words = max(WORDS[each.sets] for each in self.filters)
+        words = max(WORDS[each.sets] for each in self.network.listening.filters)
         of_layer = settings.features * (OF_FEATURE + 2 * words) * size
         of_slot = EXACT + NUMBERS * size + 2 * SLOT
         return n_atoms * (capacity * of_slot + settings.interactions * of_layer)
 
     def launch(self, work: Any, system: System, neighbors: Neighbors) -> Evaluation:
         """See `FrozenOnGPU`."""
-        r = pair_vectors(system, neighbors).detach()
-        energies, g = differentiate(self._energies, system.numbers, r, neighbors)
-        return Evaluation(*(each.detach() for each in assemble(system, neighbors, r, energies, g)))
-
-    def _energies(self, numbers: Tensor, r: Tensor, neighbors: Neighbors) -> Tensor:
-        """What the network gives; see `ParametricPotential.forward`."""
-        network = self.network
-        index, r, distance = network.geometry(numbers, r)
-        scalars = self._represent(index, self._approach(r, distance, neighbors))
-        energy: Tensor = network.settings.scale * network.energy_head(scalars, index)
-        energy = energy + network.wall(index, distance, neighbors)
-        return network.elements.reference_energies(index) + energy.double()
-
-    def _approach(self, r: Tensor, distance: Tensor, neighbors: Neighbors) -> Pairs:
-        places = torch.empty_like(distance, dtype=torch.int32)
-        blends = distance.new_empty(*distance.shape, 2 * ROWS)
-        run(
-            kernel.approach,
-            blocks_of(distance.numel(), THREADS),
-            distance.detach(),
-            places,
-            blends,
-            distance.numel(),
-            self.cutoff,
-            self.crowding,
-            len(self.filters[0].table) - (ROWS - 1),
-            THREADS,
-        )
-        return Pairs(distance, r / distance[..., None], neighbors.j, places, blends)
-
-    def _represent(self, index: Tensor, pairs: Pairs) -> Tensor:
-        """What layers change in the features of each atom, (N, F)."""
-        network = self.network
-        start: Tensor = network.embedding[index]
-        if isinstance(network, SchNet):
-            h = start
-            for each, filters in zip(network.interactions, self.filters, strict=True):
-                interaction = cast("Interaction", each)
-                h = h + interaction.respond(hear(interaction.before(h), pairs, filters))
-            return h - start
-        s, v = start, None
-        layers = zip(network.messages, network.updates, self.filters, strict=True)
-        for message, update, filters in layers:
-            said = cast("Message", message).speak(s, v)
-            heard = hear(said, pairs, filters).view(len(s), 4, -1)
-            dv = heard[:, 1:]
-            s, v = update(s + heard[:, 0], dv if v is None else v + dv, start)
-        return s - start
+        return evaluate(self.network, system, neighbors)
 
 
-def hear(said: Tensor, pairs: Pairs, filters: Filters) -> Tensor:
+def approach(
+    r: Tensor, distance: Tensor, neighbors: Neighbors, cutoff: float, listening: Listening
+) -> Pairs:
+    """How filters are blended for each pair; see `triton_filters.approach`."""
+    places = torch.empty_like(distance, dtype=torch.int32)
+    blends = distance.new_empty(*distance.shape, 2 * ROWS)
+    run(
+        kernel.approach,
+        blocks_of(distance.numel(), THREADS),
+        distance.detach(),
+        places,
+        blends,
+        distance.numel(),
+        cutoff,
+        listening.crowding,
+        len(listening.filters[0].table) - (ROWS - 1),
+        THREADS,
+    )
+    return Pairs(distance, r / distance[..., None], neighbors.j, places, blends)
+
+
+def hear_both(pairs: Pairs, filters: Filters, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Changes of scalars (N, F) and of vectors (N, 3, F); see `hear`."""
+    heard = hear(pairs, filters, said).view(len(said), 4, -1)
+    return heard[:, 0], heard[:, 1:]
+
+
+def hear(pairs: Pairs, filters: Filters, said: Tensor) -> Tensor:
     """What atoms hear from their neighbors; see `triton_filters`.
 
     Args:
-        said: (N, F, 2F or 5F).
         pairs: the pairs.
         filters: of the layer.
+        said: (N, F, 2F or 5F).
 
     Returns:
         (N, F or 4F).

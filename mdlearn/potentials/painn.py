@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -60,14 +61,22 @@ class PaiNN(Network):
         self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> Representation:
         """What the layers changed in the scalars, and the last vectors; see `Network`."""
-        basis = self.basis(distance) * envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, B)
-        direction = r / distance[..., None]  # (n_atoms, K, 3)
         start = self.embedding[index]  # (n_atoms, F)
         s, v = start, None
-        for message, update in zip(self.messages, self.updates, strict=True):
-            s, v = message(s, v, basis, direction, neighbors)
-            s, v = update(s, v, start)
+        ears = self.listen(r, distance, neighbors)
+        for message, hear, update in zip(self.messages, ears, self.updates, strict=True):
+            ds, dv = hear(message(s, v))
+            s, v = update(s + ds, dv if v is None else v + dv, start)
         return Representation(s - start, v)
+
+    def listen(
+        self, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """For each layer, what atoms hear of what all say; see `Message.hear`."""
+        basis = self.basis(distance) * envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, B)
+        direction = r / distance[..., None]  # (n_atoms, K, 3)
+        layers = [each for each in self.messages if isinstance(each, Message)]
+        return [partial(each.hear, basis, direction, neighbors) for each in layers]
 
 
 class Message(nn.Module):
@@ -84,37 +93,7 @@ class Message(nn.Module):
         self.filters = nn.Linear(radial, 3 * features, bias=False)
         self.norm = average_neighbors**-0.5
 
-    def forward(
-        self,
-        s: Tensor,
-        v: Tensor | None,
-        basis: Tensor,
-        direction: Tensor,
-        neighbors: Neighbors,
-    ) -> tuple[Tensor, Tensor]:
-        """Scalars and vectors, with the messages added.
-
-        Args:
-            s: (n_atoms, F).
-            v: (n_atoms, 3, F); None before the first message, where they are zero.
-            basis: (n_atoms, K, B) of the distances, zero at the cutoff.
-            direction: (n_atoms, K, 3), unit vectors to the neighbors.
-            neighbors: the pairs.
-
-        Returns:
-            (n_atoms, F) and (n_atoms, 3, F).
-        """
-        filters = self.filters(basis).chunk(3, -1)  # (n_atoms, K, F) each
-        heard = gather(self.speak(s, v), neighbors)  # (n_atoms, K, 2F or 5F)
-        to_s, to_v, *axes = heard.split(s.shape[1], -1)
-        ds = (to_s * filters[0]).sum(1)
-        dv = torch.bmm(direction.transpose(1, 2), to_v * filters[1])  # (n_atoms, 3, F)
-        if v is None:
-            return s + self.norm * ds, self.norm * dv
-        dv = dv + torch.stack([(each * filters[2]).sum(1) for each in axes], 1)
-        return s + self.norm * ds, v + self.norm * dv
-
-    def speak(self, s: Tensor, v: Tensor | None) -> Tensor:
+    def forward(self, s: Tensor, v: Tensor | None) -> Tensor:
         """What atoms say to all their neighbors: φ_s, φ_vs, and v φ_vv if there are vectors.
 
         An atom multiplies its vectors before it speaks, so that one gather serves all.
@@ -129,6 +108,29 @@ class Message(nn.Module):
         spoken = self.out(silu(self.hidden(s))).chunk(3, -1)  # (n_atoms, F) each
         axes = () if v is None else (v * spoken[2][:, None]).unbind(1)
         return torch.cat([*spoken[:2], *axes], -1)
+
+    def hear(
+        self, basis: Tensor, direction: Tensor, neighbors: Neighbors, said: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What atoms hear of what all say.
+
+        Args:
+            basis: (n_atoms, K, B) of the distances, zero at the cutoff.
+            direction: (n_atoms, K, 3), unit vectors to the neighbors.
+            neighbors: the pairs.
+            said: (n_atoms, 2F or 5F).
+
+        Returns:
+            Changes of scalars (n_atoms, F), and of vectors (n_atoms, 3, F).
+        """
+        filters = self.filters(basis).chunk(3, -1)  # (n_atoms, K, F) each
+        width = filters[0].shape[-1]
+        to_s, to_v, *axes = gather(said, neighbors).split(width, -1)  # (n_atoms, K, F) each
+        ds = (to_s * filters[0]).sum(1)
+        dv = torch.bmm(direction.transpose(1, 2), to_v * filters[1])  # (n_atoms, 3, F)
+        if axes:
+            dv = dv + torch.stack([(each * filters[2]).sum(1) for each in axes], 1)
+        return self.norm * ds, self.norm * dv
 
 
 class Update(nn.Module):

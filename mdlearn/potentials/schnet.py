@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -37,14 +38,20 @@ class Interaction(nn.Module):
         filters: Tensor = self.filter_out(shifted_softplus(self.filter_in(basis)))
         return filters
 
-    def forward(self, h: Tensor, basis: Tensor, smooth: Tensor, neighbors: Neighbors) -> Tensor:
-        """Features (n_atoms, F) -> their change (n_atoms, F), zero without neighbors."""
+    def hear(self, basis: Tensor, smooth: Tensor, neighbors: Neighbors, said: Tensor) -> Tensor:
+        """What atoms hear (n_atoms, F) of what all say (n_atoms, F): eq. 2."""
         filters = self.filter(basis) * smooth  # (n_atoms, K, F)
-        messages = (filters * gather(self.before(h), neighbors)).sum(1) * self.norm  # eq. 2
-        return self.respond(messages)
+        heard: Tensor = (filters * gather(said, neighbors)).sum(1) * self.norm
+        return heard
 
-    def respond(self, messages: Tensor) -> Tensor:
-        """What atoms hear (n_atoms, F) -> the change of their features (n_atoms, F)."""
+    def forward(self, h: Tensor, hear: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features (n_atoms, F) -> their change (n_atoms, F), zero without neighbors.
+
+        Args:
+            h: the features.
+            hear: what atoms hear (n_atoms, F), if all of them say something (n_atoms, F).
+        """
+        messages = hear(self.before(h))
         # Repeated, because functions of arrays of different shapes can differ in the last bit.
         bias = self.hidden.bias.repeat(len(messages), 1)  # (n_atoms, F)
         # Without neighbors the bias alone would still change the features; its share is taken out.
@@ -99,10 +106,18 @@ class SchNet(Network):
         self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> Representation:
         """What the interactions changed in the features of each atom; see `Network`."""
-        basis = self.basis(distance)  # (n_atoms, K, radial)
-        smooth = envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, 1)
         start = self.embedding[index]  # (n_atoms, F)
         h = start
-        for interaction in self.interactions:
-            h = h + interaction(h, basis, smooth, neighbors)
+        ears = self.listen(r, distance, neighbors)
+        for interaction, hear in zip(self.interactions, ears, strict=True):
+            h = h + interaction(h, hear)
         return Representation(h - start)
+
+    def listen(
+        self, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """For each layer, what atoms hear of what all say; see `Interaction.hear`."""
+        basis = self.basis(distance)  # (n_atoms, K, radial)
+        smooth = envelope(distance, self.cutoff)[..., None]  # (n_atoms, K, 1)
+        layers = [each for each in self.interactions if isinstance(each, Interaction)]
+        return [partial(each.hear, basis, smooth, neighbors) for each in layers]

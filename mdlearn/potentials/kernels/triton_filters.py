@@ -92,6 +92,20 @@ def bumps(t: tl.tensor, degree: tl.constexpr) -> tl.tuple:
 
 
 @triton.jit
+def reach(
+    places: tl.tensor,
+    table: tl.tensor,
+    at: tl.tensor,
+    known: tl.tensor,
+    f: tl.tensor,
+    width: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Whether pairs are within reach, and where the rows of a table begin for them."""
+    place = tl.load(places + at, known, -1)
+    return place >= 0, table + place.to(tl.int64) * width + f
+
+
+@triton.jit
 def blended(
     table: tl.tensor, blends: tl.tensor, width: tl.constexpr, live: tl.tensor, own: tl.tensor
 ) -> tl.tensor:
@@ -143,11 +157,8 @@ def hear(
     x, y, z = tl.zeros_like(s), tl.zeros_like(s), tl.zeros_like(s)
     for k in range(capacity):
         at = n * capacity + k
-        place = tl.load(places + at, n < atoms, -1)
-        live = place >= 0
-        own = live & (f < features)
-        filters = table + place.to(tl.int64) * (sets * features) + f
-        mixture = blends + at * (2 * ROWS)
+        live, filters = reach(places, table, at, n < atoms, f, sets * features)
+        own, mixture = live & (f < features), blends + at * (2 * ROWS)
         there = said + tl.load(j + at, live, 0) * (words * features) + f
         s += blended(filters, mixture, sets * features, live, own) * tl.load(there, own, 0.0)
         if sets > 1:
@@ -233,11 +244,8 @@ def hear_back(
         z = tl.load(said + mine + 4 * features, here, 0.0)
     for k in range(capacity):
         at = n * capacity + k
-        place = tl.load(places + at, n < atoms, -1)
-        live = place >= 0
-        own = live & (f < features)
-        filters = table + place.to(tl.int64) * (sets * features) + f
-        mixture = blends + at * (2 * ROWS)
+        live, filters = reach(places, table, at, n < atoms, f, sets * features)
+        own, mixture = live & (f < features), blends + at * (2 * ROWS)
         other = tl.load(j + at, live, 0)
         if sets == 1:
             s = tl.load(heard + other * features + f, own, 0.0)
