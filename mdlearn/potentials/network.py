@@ -267,10 +267,13 @@ class ScalarHead(nn.Module):
 
     def forward(self, scalars: Tensor, index: Tensor) -> Tensor:
         """(n_atoms, F) and ranks of the elements (n_atoms,) -> (n_atoms,)."""
-        bias = self.bias[index]  # (n_atoms, hidden)
-        hidden = silu(self.hidden(scalars) + bias) - silu(bias)
-        value: Tensor = self.out(hidden) + self.linear(scalars)
+        value: Tensor = self.out(self.activate(scalars, index)) + self.linear(scalars)
         return value.squeeze(-1)
+
+    def activate(self, scalars: Tensor, index: Tensor) -> Tensor:
+        """The same -> (n_atoms, hidden), what the number is linear in besides the scalars."""
+        bias = self.bias[index]  # (n_atoms, hidden)
+        return silu(self.hidden(scalars) + bias) - silu(bias)
 
 
 class VectorHead(nn.Module):

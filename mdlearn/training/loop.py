@@ -320,11 +320,11 @@ def fit(
             warmup = max(1, min(max(len(groups), WARMUP), total // 8))
             progress = cosine(epoch * len(groups) + step, warmup, total)
             rate = min((training.steps + 1) / warmup, 1.0 - progress) * schedule.learning_rate
-            balance = _balance(training.weights, progress)
+            weights = balance(training.weights, progress)
             seeds = [(schedule.seed, epoch, int(index)) for index in groups[step]]
             chosen = [train[index] for index in team.share(groups[step].tolist())]
             loss = gradient(
-                training, chosen, team.share(seeds), balance, team, most_parts=most_parts
+                training, chosen, team.share(seeds), weights, team, most_parts=most_parts
             )
             training.advance(loss, rate)
             stop = _any_of(team, stops(step + 1, len(groups)))
@@ -340,7 +340,7 @@ def fit(
                 tried = time.monotonic()
 
         mean = float(torch.stack(training.losses).mean())
-        final = _balance(training.weights, 1.0)
+        final = balance(training.weights, 1.0)
         errors = measure(
             training.averaged,
             valid,
@@ -401,7 +401,7 @@ def cosine(step: float, warmup: float, total: float) -> float:
     return 0.5 * (1.0 - math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
 
 
-def _balance(weights: Weights, progress: float) -> Weights:
+def balance(weights: Weights, progress: float) -> Weights:
     """The weights of the loss at some point of a run."""
     rise = (ENERGY_FINISH - ENERGY_START) * progress**ENERGY_RISE
     return weights._replace(energy=weights.energy * (ENERGY_START + rise))

@@ -15,15 +15,17 @@ from mdlearn.atoms import Frame
 from mdlearn.certificate import certify
 from mdlearn.config import to_toml
 from mdlearn.device import PRECISIONS, choose_device
+from mdlearn.errors import is_out_of_memory
 from mdlearn.files import make_run_folder, write_atomically
 from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, save_model
-from mdlearn.potentials.network import ParametricPotential
+from mdlearn.potentials.network import Network, ParametricPotential
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import Batches, Examples
+from mdlearn.training.dataset import Batches, Examples, select
 from mdlearn.training.history import to_csv, versions
-from mdlearn.training.loop import Epoch, fit
-from mdlearn.training.loss import Errors, measure
+from mdlearn.training.loop import Epoch, balance, fit
+from mdlearn.training.loss import Errors, Penalty, measure
+from mdlearn.training.readout import READOUT, solve_readout
 from mdlearn.training.start import STATE, Start, prepare, resume
 from mdlearn.training.statistics import find_species
 from mdlearn.training.step import MOST_PARTS
@@ -32,6 +34,11 @@ from mdlearn.training.team import assemble
 GOLDEN_STRUCTURES = 2
 WRITE_EVERY_S = 5.0
 """Seconds between two looks that others may take at a training."""
+FRAMES_TO_SOLVE = 1000
+"""For the last layer; hundreds of numbers are to be had from them."""
+ROUNDS_OF_SOLVING = 2
+SOLVED = "last_layer_solved_for"
+"""What a model file says once that is so."""
 OUTPUTS = ("config.toml", "metrics.csv", "model.safetensors", STATE, *REPORT_OUTPUTS, "tensorboard")
 
 
@@ -170,28 +177,28 @@ class Outputs:
 
 
 def _finish(start: Start, device: torch.device) -> Result:
-    """The errors of the best model and its certificate."""
+    """The best model with its last layer solved for, its errors, and its certificate."""
     folder, config, history = start.folder, start.config, start.training.history
     path, dtype = folder / "model.safetensors", PRECISIONS[config.precision]
-    network = load_model(path, dtype).network.to(device)
-
-    def errors_of(network: ParametricPotential, frames: Sequence[Frame]) -> Errors | None:
-        known = set(network.species) >= set(find_species(frames))
-        if not frames or not known:
-            return None
-        batches = Batches(Examples(frames, network.cutoff, device), config.batch_atoms)
-        return measure(network, batches, start.training.weights, network.settings.scale)
-
     best = max((each for each in history if each.best), key=lambda each: each.epoch)
+    model = load_model(path, dtype)
+    network = model.network.to(device)
     errors: dict[str, Errors | None] = {}
     if start.old:
         before = start.old.network.to(device)
-        errors["validation, before"] = errors_of(before, start.data.valid)
+        errors["validation, before"] = _errors_of(before, start.data.valid, start)
     errors["validation"] = best.valid
-    errors["test"] = errors_of(network, start.data.test)
+    if SOLVED in model.provenance:  # and killed after that
+        errors["validation"] = _errors_of(network, start.data.valid, start)
+    elif _solve(network, start):
+        errors["validation, as learned"] = errors.pop("validation")
+        errors["validation"] = valid = _errors_of(network, start.data.valid, start)
+        provenance = _provenance(start, best._replace(valid=valid or best.valid)) | {SOLVED: True}
+        save_model(path, network, provenance, model.golden)
+    errors["test"] = _errors_of(network, start.data.test, start)
     if start.old:
-        errors["its own validation, before"] = errors_of(before, start.old.valid)
-        errors["its own validation, now"] = errors_of(network, start.old.valid)
+        errors["its own validation, before"] = _errors_of(before, start.old.valid, start)
+        errors["its own validation, now"] = _errors_of(network, start.old.valid, start)
     exact, single = load_model(path, torch.float64), load_model(path, torch.float32)
     certificate = certify(exact.network, single.network, exact.golden)
     add_certificate(path, certificate)
@@ -203,6 +210,64 @@ def _finish(start: Start, device: torch.device) -> Result:
     (folder / STATE).unlink(missing_ok=True)
     known = {name: each for name, each in errors.items() if each is not None}
     return Result(path, best.epoch, known, certificate, history)
+
+
+def _errors_of(
+    network: ParametricPotential,
+    frames: Sequence[Frame],
+    start: Start,
+    penalty: Penalty | None = None,
+) -> Errors | None:
+    """The errors of a network, if there are frames, all of elements that it knows.
+
+    Args:
+        network: the network.
+        frames: the frames.
+        start: the training.
+        penalty: of the loss, in place of that of the training.
+    """
+    known = set(network.species) >= set(find_species(frames))
+    if not frames or not known:
+        return None
+    weights = balance(start.training.weights, 1.0)
+    weights = weights._replace(penalty=penalty or weights.penalty)
+    device = network.wall.start.device
+    batches = Batches(Examples(frames, network.cutoff, device), start.config.batch_atoms)
+    return measure(network, batches, weights, network.settings.scale)
+
+
+def _solve(network: ParametricPotential, start: Start) -> bool:
+    """Solves for the last layer of a network, as long as validation frames are better off.
+
+    Errors count by their size: of energies, `huber` would hardly see the last ones.
+
+    Returns:
+        Whether the network has changed.
+    """
+    parameters = dict(start.training.network.named_parameters())
+    learned = all(parameters[name].requires_grad for name in READOUT if name in parameters)
+    if not isinstance(network, Network) or not learned or "rotation" not in network.symmetries:
+        return False
+    data, solved = start.data, False
+    stride = -(-len(data.train) // FRAMES_TO_SOLVE)
+    frames = select(data.train, range(0, len(data.train), stride))
+    examples = Examples(frames, network.cutoff, network.wall.start.device)
+    batches = Batches(examples, start.config.batch_atoms)
+    best = _errors_of(network, data.valid, start, "mae")
+    kept = copy.deepcopy(network.energy_head.state_dict())
+    try:
+        for _ in range(ROUNDS_OF_SOLVING):
+            solve_readout(network, batches, balance(start.training.weights, 1.0))
+            errors = _errors_of(network, data.valid, start, "mae")
+            if best is None or errors is None or not errors.loss < best.loss:
+                break
+            best, solved = errors, True
+            kept = copy.deepcopy(network.energy_head.state_dict())
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    network.energy_head.load_state_dict(kept)
+    return solved
 
 
 def _metrics(epochs: Sequence[Epoch]) -> str:
