@@ -17,12 +17,13 @@ from mdlearn.atoms import Frame, to_system
 from mdlearn.labels import Labels
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.network import Network
+from mdlearn.potentials.network import Network, ParametricPotential
 from mdlearn.training import readout
 from mdlearn.training import run as training_run
 from mdlearn.training.dataset import Example, concatenate, make_example
 from mdlearn.training.loss import Weights, measure
 
+READOUT = ("energy_head.out.weight", "energy_head.linear.weight")
 NETWORKS = ["equivariant", "schnet", "painn", "egnn"]
 WEIGHTS = Weights(10.0, 1.0, 1.0, penalty="mae")
 
@@ -33,7 +34,7 @@ def network_of(name: str, seed: int = 0) -> Network:
     return network
 
 
-def labelled(network: Network, noise: float = 0.0) -> list[Example]:
+def labelled(network: ParametricPotential, noise: float = 0.0) -> list[Example]:
     """Batches of molecules and crystals with what a network says, and an error of a known size."""
     structures = [molecule(seed=each) for each in range(4)] + [
         crystal(seed=each) for each in (0, 1)
@@ -112,11 +113,44 @@ def test_finds_the_layer_that_labels_are_from(name: str, monkeypatch: pytest.Mon
     student = shaken(teacher)
     before = measure(student, batches, WEIGHTS, student.settings.scale)
     for _ in range(2):
-        readout.solve_readout(student, batches, WEIGHTS)
+        readout.solve_readout(student, student, batches, WEIGHTS)
     after = measure(student, batches, WEIGHTS, student.settings.scale)
     assert after.energy_mae_meV < 1e-2 * before.energy_mae_meV
     assert after.forces_mae_meV_per_A < 1e-2 * before.forces_mae_meV_per_A
     assert after.stress_mae_meV_per_A3 < 2e-2 * before.stress_mae_meV_per_A3
+
+
+def test_energies_alone_are_enough() -> None:
+    network = random_potential("equivariant")
+    assert isinstance(network, Network)
+    batches = labelled(network)
+    for batch in batches:
+        batch.labels.forces[:] = batch.labels.stress[:] = torch.nan
+    student = shaken(network)
+    before = measure(student, batches, WEIGHTS, student.settings.scale)
+    readout.solve_readout(student, student, batches, WEIGHTS)
+    after = measure(student, batches, WEIGHTS, student.settings.scale)
+    assert after.energy_mae_meV < 1e-2 * before.energy_mae_meV
+
+
+def test_the_network_of_a_sum_makes_up_for_the_rest() -> None:
+    potential = random_potential("equivariant+morse")
+    network = readout.find_readout(potential)
+    assert network is not None
+    batches = labelled(potential)
+    right = copy.deepcopy(network.energy_head.state_dict())
+    network.energy_head.load_state_dict(shaken(network).energy_head.state_dict())
+    before = measure(potential, batches, WEIGHTS, 1.0)
+    readout.solve_readout(potential, network, batches, WEIGHTS)
+    after = measure(potential, batches, WEIGHTS, 1.0)
+    assert after.forces_mae_meV_per_A < 0.1 * before.forces_mae_meV_per_A
+    assert after.energy_mae_meV < 1e-2 * before.energy_mae_meV
+    assert not torch.equal(network.energy_head.out.weight, right["out.weight"])
+
+
+@pytest.mark.parametrize("name", ["composition", "unconstrained", "morse", "schnet+painn"])
+def test_others_have_no_such_layer(name: str) -> None:
+    assert readout.find_readout(random_potential(name)) is None
 
 
 def test_frames_without_some_labels_say_what_they_can() -> None:
@@ -130,7 +164,7 @@ def test_frames_without_some_labels_say_what_they_can() -> None:
     off.energy[:] = missing
     student = shaken(network)
     before = losses(student, batches)
-    readout.solve_readout(student, batches, WEIGHTS)
+    readout.solve_readout(student, student, batches, WEIGHTS)
     assert losses(student, batches) < 0.2 * before
 
 
@@ -162,13 +196,13 @@ def test_a_training_ends_with_it(here: Path, run: Run, monkeypatch: pytest.Monke
     assert "last_layer_solved_for" not in plain.provenance
     ours, theirs = (dict(each.network.named_parameters()) for each in (model, plain))
     changed = {name for name, each in ours.items() if not torch.equal(each, theirs[name])}
-    assert changed == set(readout.READOUT)
+    assert changed == set(READOUT)
 
 
 def test_validation_frames_may_speak_against_it(
     here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ruin(network: Network, batches: object, weights: object) -> None:
+    def ruin(potential: object, network: Network, batches: object, weights: object) -> None:
         with torch.no_grad():
             network.energy_head.out.weight += 1.0
 
@@ -211,5 +245,5 @@ def test_a_last_layer_that_is_frozen_stays(here: Path, run: Run) -> None:
     tuned = load_model("tuned")
     assert "last_layer_solved_for" not in tuned.provenance
     ours, theirs = load_model("run").network, tuned.network
-    for name in readout.READOUT:
+    for name in READOUT:
         assert torch.equal(ours.get_parameter(name), theirs.get_parameter(name))

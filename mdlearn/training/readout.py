@@ -32,13 +32,11 @@ from torch import Tensor
 
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.network import Network
+from mdlearn.potentials.network import Network, ParametricPotential
 from mdlearn.system import System, largest_by_system, sum_by_system, volume
 from mdlearn.training.dataset import Example
 from mdlearn.training.loss import HUBER_DELTA, Weights, count_labels
 
-READOUT = ("energy_head.out.weight", "energy_head.linear.weight")
-"""The weights."""
 PROBES = 8
 """Random directions for each weight, in all frames together."""
 DISPLACEMENT = 1e-3
@@ -55,19 +53,35 @@ RIDGE = 1e-6
 """Share of its diagonal that is added to the matrix."""
 
 
+def find_readout(potential: ParametricPotential) -> Network | None:
+    """The network in a potential whose last layer can be solved for, if there is exactly one.
+
+    Its last layer is among what is learned, and frames need not be turned for it.
+    """
+    networks = [each for each in potential.modules() if isinstance(each, Network)]
+    if len(networks) != 1 or "rotation" not in potential.symmetries:
+        return None
+    head = networks[0].energy_head
+    learned = head.out.weight.requires_grad and head.linear.weight.requires_grad
+    return networks[0] if learned else None
+
+
 @torch.no_grad()
-def solve_readout(network: Network, batches: Iterable[Example], weights: Weights) -> None:
+def solve_readout(
+    potential: ParametricPotential, network: Network, batches: Iterable[Example], weights: Weights
+) -> None:
     """Moves the weights that energies are linear in to where the loss is lowest.
 
     Once more may be better: what forces count is known from where the weights were before.
 
     Args:
-        network: one that has been trained; changed in place.
+        potential: one that has been trained.
+        network: its network, or itself; changed in place.
         batches: of frames that it was trained on; gone through several times.
         weights: of the loss, in which errors count by their size.
     """
     out, linear = network.energy_head.out.weight, network.energy_head.linear.weight
-    change = _equations(network, batches, weights).solve()
+    change = _equations(potential, network, batches, weights).solve()
     out += change[: out.numel()].to(out)
     linear += change[out.numel() :].to(linear)
 
@@ -90,7 +104,10 @@ class _Equations(NamedTuple):
 
     def solve(self) -> Tensor:
         """(P,) the change of weights."""
-        size = self.matrix.diagonal().sqrt().clamp_min(1e-30)
+        # Where there are no forces, energies tell how large a change is.
+        square = self.matrix.diagonal()
+        square = torch.where(square > 0.0, square, self.rows.square().mean(0) / self.unit**2)
+        size = square.sqrt().clamp_min(1e-30)
         matrix = self.matrix / (size * size[:, None])
         matrix.diagonal().add_(RIDGE)
         rows, change = self.rows / size, torch.zeros_like(size)
@@ -102,7 +119,9 @@ class _Equations(NamedTuple):
         return change / size
 
 
-def _equations(network: Network, batches: Iterable[Example], weights: Weights) -> _Equations:
+def _equations(
+    potential: ParametricPotential, network: Network, batches: Iterable[Example], weights: Weights
+) -> _Equations:
     """Sums over all frames, with the weights as they are."""
     unit, head = network.settings.scale, network.energy_head
     numbers = [(len(each.labels.energy), count_labels(each)) for each in batches]
@@ -114,12 +133,11 @@ def _equations(network: Network, batches: Iterable[Example], weights: Weights) -
         weights.energy / energies, weights.forces / forces, VIRIALS * weights.stress / stresses
     )
     random = np.random.default_rng(0)
-
     vector = torch.zeros(n_weights, dtype=torch.float64, device=counts.device)
     matrix = vector.new_zeros(n_weights, n_weights)
     rows, lacking = [], []
     for system, neighbors, labels, _ in batches:
-        found = evaluate(network, system, neighbors)
+        found = evaluate(potential, system, neighbors)
         n_atoms = sum_by_system(torch.ones_like(system.masses), system)
         energy = (labels.energy - found.energy) / n_atoms
         force = labels.forces - found.forces
@@ -128,9 +146,8 @@ def _equations(network: Network, batches: Iterable[Example], weights: Weights) -
         by_force = _count(force, shares.forces, HUBER_DELTA * unit)
         by_virial = _count(virial, shares.stress, HUBER_DELTA * unit)
         point = _Point(network, system, neighbors)
-        vector += point.along(-by_force * force.nan_to_num(), by_virial * virial.nan_to_num()).sum(
-            0
-        )
+        lacks = -by_force * force.nan_to_num(), by_virial * virial.nan_to_num()
+        vector += point.along(*lacks).sum(0)
         for moves, strain in _directions(system, probes, random):
             row = point.along(by_force.sqrt() * moves, by_virial.sqrt() * strain)
             matrix += row.T @ row

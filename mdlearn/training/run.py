@@ -18,14 +18,14 @@ from mdlearn.device import PRECISIONS, choose_device
 from mdlearn.errors import is_out_of_memory
 from mdlearn.files import make_run_folder, write_atomically
 from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, save_model
-from mdlearn.potentials.network import Network, ParametricPotential
+from mdlearn.potentials.network import ParametricPotential
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Batches, Examples, select
 from mdlearn.training.history import to_csv, versions
 from mdlearn.training.loop import Epoch, balance, fit
 from mdlearn.training.loss import Errors, Penalty, measure
-from mdlearn.training.readout import READOUT, solve_readout
+from mdlearn.training.readout import find_readout, solve_readout
 from mdlearn.training.start import STATE, Start, prepare, resume
 from mdlearn.training.statistics import find_species
 from mdlearn.training.step import MOST_PARTS
@@ -236,29 +236,28 @@ def _errors_of(
     return measure(network, batches, weights, network.settings.scale)
 
 
-def _solve(network: ParametricPotential, start: Start) -> bool:
-    """Solves for the last layer of a network, as long as validation frames are better off.
+def _solve(potential: ParametricPotential, start: Start) -> bool:
+    """Solves for the last layer of a potential, as long as validation frames are better off.
 
     Errors count by their size: of energies, `huber` would hardly see the last ones.
 
     Returns:
-        Whether the network has changed.
+        Whether it has changed.
     """
-    parameters = dict(start.training.network.named_parameters())
-    learned = all(parameters[name].requires_grad for name in READOUT if name in parameters)
-    if not isinstance(network, Network) or not learned or "rotation" not in network.symmetries:
+    network = find_readout(potential)
+    if find_readout(start.training.network) is None or network is None:
         return False
     data, solved = start.data, False
     stride = -(-len(data.train) // FRAMES_TO_SOLVE)
     frames = select(data.train, range(0, len(data.train), stride))
-    examples = Examples(frames, network.cutoff, network.wall.start.device)
+    examples = Examples(frames, potential.cutoff, potential.wall.start.device)
     batches = Batches(examples, start.config.batch_atoms)
-    best = _errors_of(network, data.valid, start, "mae")
+    best = _errors_of(potential, data.valid, start, "mae")
     kept = copy.deepcopy(network.energy_head.state_dict())
     try:
         for _ in range(ROUNDS_OF_SOLVING):
-            solve_readout(network, batches, balance(start.training.weights, 1.0))
-            errors = _errors_of(network, data.valid, start, "mae")
+            solve_readout(potential, network, batches, balance(start.training.weights, 1.0))
+            errors = _errors_of(potential, data.valid, start, "mae")
             if best is None or errors is None or not errors.loss < best.loss:
                 break
             best, solved = errors, True
