@@ -127,10 +127,13 @@ def test_energies_alone_are_enough() -> None:
     for batch in batches:
         batch.labels.forces[:] = batch.labels.stress[:] = torch.nan
     student = shaken(network)
+    start = _layer(student)
     before = measure(student, batches, WEIGHTS, student.settings.scale)
     readout.solve_readout(student, student, batches, WEIGHTS)
     after = measure(student, batches, WEIGHTS, student.settings.scale)
     assert after.energy_mae_meV < 1e-2 * before.energy_mae_meV
+    # What they do not tell is hardly touched.
+    assert (_layer(student) - start).norm() < 2.0 * (_layer(network) - start).norm()
 
 
 def test_the_network_of_a_sum_makes_up_for_the_rest() -> None:
