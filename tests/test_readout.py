@@ -193,7 +193,7 @@ def test_a_training_ends_with_it(here: Path, run: Run, monkeypatch: pytest.Monke
     valid = model.provenance["valid"]
     assert valid["energy_mae_meV"] < float(last["valid_energy_mae_meV"])
     # The last layer moved, and nothing else did.
-    monkeypatch.setattr(training_run, "ROUNDS_OF_SOLVING", 0)
+    monkeypatch.setattr(training_run, "ATOMS_TO_SOLVE", 8)
     assert run(*TRAIN, "--overwrite")[0] == 0
     plain = load_model("run")
     assert "last_layer_solved_for" not in plain.provenance

@@ -21,7 +21,7 @@ from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, sa
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import Batches, Examples, select
+from mdlearn.training.dataset import Batches, Examples, frame_sizes, select
 from mdlearn.training.history import to_csv, versions
 from mdlearn.training.loop import Epoch, balance, fit
 from mdlearn.training.loss import Errors, Penalty, measure
@@ -36,6 +36,9 @@ WRITE_EVERY_S = 5.0
 """Seconds between two looks that others may take at a training."""
 FRAMES_TO_SOLVE = 1000
 """For the last layer; hundreds of numbers are to be had from them."""
+ATOMS_TO_SOLVE = 500
+"""In a frame, on an average. It takes as many passes over frames, whatever their size: for these,
+minutes."""
 ROUNDS_OF_SOLVING = 2
 SOLVED = "last_layer_solved_for"
 """What a model file says once that is so."""
@@ -250,6 +253,8 @@ def _solve(potential: ParametricPotential, start: Start) -> bool:
     data, solved = start.data, False
     stride = -(-len(data.train) // FRAMES_TO_SOLVE)
     frames = select(data.train, range(0, len(data.train), stride))
+    if sum(frame_sizes(frames)) > ATOMS_TO_SOLVE * len(frames):
+        return False
     examples = Examples(frames, potential.cutoff, potential.wall.start.device)
     batches = Batches(examples, start.config.batch_atoms)
     best = _errors_of(potential, data.valid, start, "mae")
