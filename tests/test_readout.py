@@ -21,7 +21,7 @@ from mdlearn.potentials.network import Network, ParametricPotential
 from mdlearn.training import readout
 from mdlearn.training import run as training_run
 from mdlearn.training.dataset import Example, concatenate, make_example
-from mdlearn.training.loss import Weights, measure
+from mdlearn.training.loss import Penalty, Weights, measure
 
 READOUT = ("energy_head.out.weight", "energy_head.linear.weight")
 NETWORKS = ["equivariant", "schnet", "painn", "egnn"]
@@ -118,6 +118,22 @@ def test_finds_the_layer_that_labels_are_from(name: str, monkeypatch: pytest.Mon
     assert after.energy_mae_meV < 1e-2 * before.energy_mae_meV
     assert after.forces_mae_meV_per_A < 1e-2 * before.forces_mae_meV_per_A
     assert after.stress_mae_meV_per_A3 < 2e-2 * before.stress_mae_meV_per_A3
+
+
+def test_squares_and_sizes_of_errors_are_different_minima() -> None:
+    network = random_potential("equivariant")
+    assert isinstance(network, Network)
+    batches = labelled(network, noise=0.3)
+    by_size, squared = shaken(network), shaken(network)
+    for _ in range(4):
+        readout.solve_readout(by_size, by_size, batches, WEIGHTS)
+        readout.solve_readout(squared, squared, batches, WEIGHTS._replace(penalty="mse"))
+
+    def loss(student: Network, penalty: Penalty) -> float:
+        return measure(student, batches, Weights(10.0, 1.0, 0.3, penalty=penalty), 1.0).loss
+
+    assert loss(by_size, "mae") < 0.98 * loss(squared, "mae")
+    assert loss(squared, "mse") < 0.98 * loss(by_size, "mse")
 
 
 def test_energies_alone_are_enough() -> None:

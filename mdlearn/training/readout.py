@@ -78,7 +78,7 @@ def solve_readout(
         potential: one that has been trained.
         network: its network, or itself; changed in place.
         batches: of frames that it was trained on; gone through several times.
-        weights: of the loss, in which errors count by their size.
+        weights: of the loss, in which errors count by their size, but for `mse`.
     """
     out, linear = network.energy_head.out.weight, network.energy_head.linear.weight
     change = _equations(potential, network, batches, weights).solve()
@@ -98,22 +98,22 @@ class _Equations(NamedTuple):
     lacking: Tensor
     """(n_frames,) eV, r, per atom."""
     share: float
-    """Of each energy in the loss, over the unit."""
-    unit: float
-    """eV, the typical force times 1 Å."""
+    """Of each energy in the loss, over the unit, which is the typical force times 1 Å."""
+    floor: float
+    """eV; errors of energies per atom below it count as squares."""
 
     def solve(self) -> Tensor:
         """(P,) the change of weights."""
         # Where there are no forces, energies tell how large a change is.
         square = self.matrix.diagonal()
-        square = torch.where(square > 0.0, square, self.rows.square().mean(0) / self.unit**2)
+        square = torch.where(square > 0.0, square, self.rows.square().mean(0))
         size = square.sqrt().clamp_min(1e-30)
         matrix = self.matrix / (size * size[:, None])
         matrix.diagonal().add_(RIDGE)
         rows, change = self.rows / size, torch.zeros_like(size)
         for _ in range(REWEIGHTED):
             error = (self.lacking - rows @ change).abs()
-            counted = rows * (self.share / error.clamp_min(FLOOR * self.unit))[:, None]
+            counted = rows * (self.share / error.clamp_min(self.floor))[:, None]
             right = self.vector / size + counted.T @ self.lacking
             change = torch.linalg.solve(matrix + counted.T @ rows, right)
         return change / size
@@ -132,6 +132,9 @@ def _equations(
     shares = Weights(
         weights.energy / energies, weights.forces / forces, VIRIALS * weights.stress / stresses
     )
+    # All errors of any size are squares for `mse`.
+    squares = weights.penalty == "mse"
+    floor, energy_floor = (unit, unit) if squares else (HUBER_DELTA * unit, FLOOR * unit)
     random = np.random.default_rng(0)
     vector = torch.zeros(n_weights, dtype=torch.float64, device=counts.device)
     matrix = vector.new_zeros(n_weights, n_weights)
@@ -143,8 +146,8 @@ def _equations(
         force = labels.forces - found.forces
         label = labels.stress * volume(system)[:, None, None]
         virial = (label - sum_by_system(found.virials, system)) / n_atoms[:, None, None]
-        by_force = _count(force, shares.forces, HUBER_DELTA * unit)
-        by_virial = _count(virial, shares.stress, HUBER_DELTA * unit)
+        by_force = _count(force, shares.forces, floor)
+        by_virial = _count(virial, shares.stress, floor)
         point = _Point(network, system, neighbors)
         lacks = -by_force * force.nan_to_num(), by_virial * virial.nan_to_num()
         vector += point.along(*lacks).sum(0)
@@ -154,7 +157,9 @@ def _equations(
         known = ~energy.isnan()
         rows.append((point.features / n_atoms[:, None])[known])
         lacking.append(energy[known])
-    return _Equations(matrix, vector, torch.cat(rows), torch.cat(lacking), shares.energy, unit)
+    return _Equations(
+        matrix, vector, torch.cat(rows), torch.cat(lacking), shares.energy, energy_floor
+    )
 
 
 def _directions(

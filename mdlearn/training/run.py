@@ -257,12 +257,13 @@ def _solve(potential: ParametricPotential, start: Start) -> bool:
         return False
     examples = Examples(frames, potential.cutoff, potential.wall.start.device)
     batches = Batches(examples, start.config.batch_atoms)
-    best = _errors_of(potential, data.valid, start, "mae")
+    penalty: Penalty = "mse" if start.training.weights.penalty == "mse" else "mae"
+    best = _errors_of(potential, data.valid, start, penalty)
     kept = copy.deepcopy(network.energy_head.state_dict())
     try:
         for _ in range(ROUNDS_OF_SOLVING):
             solve_readout(potential, network, batches, balance(start.training.weights, 1.0))
-            errors = _errors_of(potential, data.valid, start, "mae")
+            errors = _errors_of(potential, data.valid, start, penalty)
             if best is None or errors is None or not errors.loss < best.loss:
                 break
             best, solved = errors, True
