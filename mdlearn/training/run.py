@@ -24,7 +24,7 @@ from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Batches, Examples, frame_sizes, select
 from mdlearn.training.history import to_csv, versions
 from mdlearn.training.loop import Epoch, balance, fit
-from mdlearn.training.loss import Errors, Penalty, measure
+from mdlearn.training.loss import Errors, measure
 from mdlearn.training.readout import find_readout, solve_readout
 from mdlearn.training.start import STATE, Start, prepare, resume
 from mdlearn.training.statistics import find_species
@@ -216,33 +216,27 @@ def _finish(start: Start, device: torch.device) -> Result:
 
 
 def _errors_of(
-    network: ParametricPotential,
-    frames: Sequence[Frame],
-    start: Start,
-    penalty: Penalty | None = None,
+    network: ParametricPotential, frames: Sequence[Frame], start: Start
 ) -> Errors | None:
-    """The errors of a network, if there are frames, all of elements that it knows.
-
-    Args:
-        network: the network.
-        frames: the frames.
-        start: the training.
-        penalty: of the loss, in place of that of the training.
-    """
+    """The errors of a network, if there are frames, all of elements that it knows."""
     known = set(network.species) >= set(find_species(frames))
     if not frames or not known:
         return None
-    weights = balance(start.training.weights, 1.0)
-    weights = weights._replace(penalty=penalty or weights.penalty)
-    device = network.wall.start.device
+    weights, device = balance(start.training.weights, 1.0), network.wall.start.device
     batches = Batches(Examples(frames, network.cutoff, device), start.config.batch_atoms)
     return measure(network, batches, weights, network.settings.scale)
 
 
+def _product(errors: Errors | None) -> float:
+    """Of the errors of energies and forces: a tenth off one is worth a tenth on the other."""
+    if errors is None:
+        return math.nan
+    parts = errors.energy_mae_meV_per_atom, errors.forces_mae_meV_per_A
+    return math.prod(each for each in parts if each == each)
+
+
 def _solve(potential: ParametricPotential, start: Start) -> bool:
     """Solves for the last layer of a potential, as long as validation frames are better off.
-
-    Errors count by their size: of energies, `huber` would hardly see the last ones.
 
     Returns:
         Whether it has changed.
@@ -257,16 +251,15 @@ def _solve(potential: ParametricPotential, start: Start) -> bool:
         return False
     examples = Examples(frames, potential.cutoff, potential.wall.start.device)
     batches = Batches(examples, start.config.batch_atoms)
-    penalty: Penalty = "mse" if start.training.weights.penalty == "mse" else "mae"
-    best = _errors_of(potential, data.valid, start, penalty)
+    best = _product(_errors_of(potential, data.valid, start))
     kept = copy.deepcopy(network.energy_head.state_dict())
     try:
         for _ in range(ROUNDS_OF_SOLVING):
             solve_readout(potential, network, batches, balance(start.training.weights, 1.0))
-            errors = _errors_of(potential, data.valid, start, penalty)
-            if best is None or errors is None or not errors.loss < best.loss:
+            found = _product(_errors_of(potential, data.valid, start))
+            if not found < best:
                 break
-            best, solved = errors, True
+            best, solved = found, True
             kept = copy.deepcopy(network.energy_head.state_dict())
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
