@@ -37,8 +37,9 @@ from mdlearn.steps import Steps
 from mdlearn.system import System
 from mdlearn.system import concatenate as concatenate_systems
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import Schedule, Training
+from mdlearn.training.loop import Training
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import (
     average_neighbors,
     closest_distances,

@@ -24,8 +24,9 @@ from mdlearn.system import concatenate
 from mdlearn.training import dataset
 from mdlearn.training.augmentation import augment, random_rotations
 from mdlearn.training.dataset import Example, make_example
-from mdlearn.training.loop import Schedule, Training, fit
+from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 
 NEITHER = EUCLIDEAN - {"rotation", "reflection"}
 

@@ -13,8 +13,9 @@ from mdlearn.labels import Labels
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.network import Network, Settings
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import Schedule, Training, fit
+from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights, measure
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import average_neighbors
 
 SPECIES = (1, 6, 9, 17, 35)

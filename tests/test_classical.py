@@ -56,8 +56,9 @@ from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings, Size
 from mdlearn.training.config import MODELS, WITHOUT_PARAMETERS, TrainConfig
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import Schedule, Training, fit
+from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import closest_distances, force_scale
 
 FAR = 1000.0

@@ -29,8 +29,9 @@ from mdlearn.potentials.schnet import SchNet
 from mdlearn.potentials.threads import Team
 from mdlearn.training import loop
 from mdlearn.training.dataset import Example, concatenate
-from mdlearn.training.loop import Schedule, Training
+from mdlearn.training.loop import Training
 from mdlearn.training.loss import Weights, loss_of
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE
 

@@ -22,8 +22,9 @@ from mdlearn.potentials.frozen_pairs import FrozenPairs, FrozenSum
 from mdlearn.potentials.network import Settings
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.training.dataset import Example, concatenate, make_example
-from mdlearn.training.loop import Schedule, Training, fit
+from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import find_species, fit_reference_energies
 from mdlearn.training.step import MOST_PARTS, estimate_memory
 

@@ -35,8 +35,9 @@ from mdlearn.potentials.painn import PaiNN, soft_length
 from mdlearn.potentials.pairs import envelope
 from mdlearn.potentials.unconstrained import RotationAverage, Unconstrained, even_rotations
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import Epoch, Schedule, Training, fit
+from mdlearn.training.loop import Epoch, Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import find_species, fit_reference_energies, force_scale
 
 

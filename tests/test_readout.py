@@ -28,8 +28,8 @@ NETWORKS = ["equivariant", "schnet", "painn", "egnn"]
 WEIGHTS = Weights(10.0, 1.0, 1.0, penalty="mae")
 
 
-def network_of(name: str, seed: int = 0) -> Network:
-    network = random_potential(name, seed=seed)
+def network_of(name: str) -> Network:
+    network = random_potential(name)
     assert isinstance(network, Network)
     return network
 
@@ -121,8 +121,7 @@ def test_finds_the_layer_that_labels_are_from(name: str, monkeypatch: pytest.Mon
 
 
 def test_squares_and_sizes_of_errors_are_different_minima() -> None:
-    network = random_potential("equivariant")
-    assert isinstance(network, Network)
+    network = network_of("equivariant")
     batches = labelled(network, noise=0.3)
     by_size, squared = shaken(network), shaken(network)
     for _ in range(4):
@@ -137,8 +136,7 @@ def test_squares_and_sizes_of_errors_are_different_minima() -> None:
 
 
 def test_energies_alone_are_enough() -> None:
-    network = random_potential("equivariant")
-    assert isinstance(network, Network)
+    network = network_of("equivariant")
     batches = labelled(network)
     for batch in batches:
         batch.labels.forces[:] = batch.labels.stress[:] = torch.nan
@@ -173,8 +171,7 @@ def test_others_have_no_such_layer(name: str) -> None:
 
 
 def test_frames_without_some_labels_say_what_they_can() -> None:
-    network = random_potential("equivariant")
-    assert isinstance(network, Network)
+    network = network_of("equivariant")
     batches = labelled(network)
     missing = torch.nan
     labels = batches[0].labels

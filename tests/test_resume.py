@@ -27,8 +27,9 @@ from mdlearn.potentials.network import Settings
 from mdlearn.training import loop
 from mdlearn.training import run as training_run
 from mdlearn.training.dataset import concatenate, make_example
-from mdlearn.training.loop import Schedule, Training, fit
+from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import find_species, fit_reference_energies, force_scale
 
 WEIGHTS = Weights(1.0, 1.0, 1.0)

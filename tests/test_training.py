@@ -37,8 +37,9 @@ from mdlearn.training.dataset import (
     split_frames,
 )
 from mdlearn.training.finetune import adapt
-from mdlearn.training.loop import Epoch, Schedule, Training, fit
+from mdlearn.training.loop import Epoch, Training, fit
 from mdlearn.training.loss import Weights, measure
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     Cutoff,

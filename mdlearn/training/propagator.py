@@ -26,7 +26,7 @@ from mdlearn.training.adam import BETAS, CLIP
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import deal
 from mdlearn.training.history import to_csv, versions
-from mdlearn.training.loop import WARMUP, Schedule, cosine
+from mdlearn.training.schedule import WARMUP, Schedule, cosine
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     average_neighbors,

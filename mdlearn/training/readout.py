@@ -32,6 +32,7 @@ from torch import Tensor
 
 from mdlearn.neighbors import Neighbors, pair_vectors
 from mdlearn.potentials.evaluate import evaluate
+from mdlearn.potentials.learning import DISPLACEMENT
 from mdlearn.potentials.network import Network, ParametricPotential
 from mdlearn.system import System, largest_by_system, sum_by_system, volume
 from mdlearn.training.dataset import Example
@@ -39,8 +40,6 @@ from mdlearn.training.loss import HUBER_DELTA, Weights, count_labels
 
 PROBES = 8
 """Random directions for each weight, in all frames together."""
-DISPLACEMENT = 1e-3
-"""Å, how far a pair vector moves at most; as in `potentials.learning`."""
 FLOOR = 1e-3
 """In units of the typical force times 1 Å: errors of energies per atom below it count as squares.
 What is left in them at the end of a training is less than what `HUBER_DELTA` has in mind."""
@@ -141,14 +140,14 @@ def _equations(
     rows, lacking = [], []
     for system, neighbors, labels, _ in batches:
         found = evaluate(potential, system, neighbors)
-        n_atoms = sum_by_system(torch.ones_like(system.masses), system)
+        point = _Point(network, system, neighbors)
+        n_atoms = point.n_atoms
         energy = (labels.energy - found.energy) / n_atoms
         force = labels.forces - found.forces
         label = labels.stress * volume(system)[:, None, None]
         virial = (label - sum_by_system(found.virials, system)) / n_atoms[:, None, None]
         by_force = _count(force, shares.forces, floor)
         by_virial = _count(virial, shares.stress, floor)
-        point = _Point(network, system, neighbors)
         lacks = -by_force * force.nan_to_num(), by_virial * virial.nan_to_num()
         vector += point.along(*lacks).sum(0)
         for moves, strain in _directions(system, probes, random):

@@ -21,13 +21,14 @@ from mdlearn.potentials.checkpoint import Claim, add_certificate, load_model, sa
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.report import REPORT_OUTPUTS, open_tensorboard, write_report
 from mdlearn.training.config import TrainConfig
-from mdlearn.training.dataset import Batches, Examples, frame_sizes, select
+from mdlearn.training.dataset import Batches, Examples, frame_sizes
 from mdlearn.training.history import to_csv, versions
-from mdlearn.training.loop import Epoch, balance, fit
+from mdlearn.training.loop import Epoch, fit
 from mdlearn.training.loss import Errors, measure
 from mdlearn.training.readout import find_readout, solve_readout
+from mdlearn.training.schedule import balance
 from mdlearn.training.start import STATE, Start, prepare, resume
-from mdlearn.training.statistics import find_species
+from mdlearn.training.statistics import find_species, sample
 from mdlearn.training.step import MOST_PARTS
 from mdlearn.training.team import assemble
 
@@ -245,8 +246,7 @@ def _solve(potential: ParametricPotential, start: Start) -> bool:
     if find_readout(start.training.network) is None or network is None:
         return False
     data, solved = start.data, False
-    stride = -(-len(data.train) // FRAMES_TO_SOLVE)
-    frames = select(data.train, range(0, len(data.train), stride))
+    frames = sample(data.train, most=FRAMES_TO_SOLVE)
     if sum(frame_sizes(frames)) > ATOMS_TO_SOLVE * len(frames):
         return False
     examples = Examples(frames, potential.cutoff, potential.wall.start.device)

@@ -25,8 +25,9 @@ from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Example, Examples, frame_sizes, select, split_frames
 from mdlearn.training.finetune import SLOWER, adapt, freeze
-from mdlearn.training.loop import Schedule, Training
+from mdlearn.training.loop import Training
 from mdlearn.training.loss import Weights
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     Cutoff,

@@ -134,9 +134,9 @@ def least_squares(
 Item = TypeVar("Item")
 
 
-def sample(items: Sequence[Item], team: Team = ALONE) -> Sequence[Item]:
+def sample(items: Sequence[Item], team: Team = ALONE, most: int = SAMPLE) -> Sequence[Item]:
     """As many items as a statistic needs, evenly spread over all; the share of this process."""
-    stride = -(-len(items) // SAMPLE)
+    stride = -(-len(items) // most)
     return team.share(items[::stride] if stride > 1 else items)
 
 
