@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from mdlearn.atoms import Frame, iterate_atoms, make_frame
 from mdlearn.doctor.duplicates import NEARLY_SAME, SAME
 from mdlearn.doctor.fingerprints import close_pairs, fingerprints, groups, kind_of
-from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
+from mdlearn.doctor.yardsticks import (
+    SIX,
+    UNITS_OF_ENERGY,
+    UNITS_OF_FORCES,
+    UNITS_OF_STRESS,
+    VOIGT,
+)
 from mdlearn.errors import DataError, OutputError, UsageError
 from mdlearn.files import refuse_existing
 from mdlearn.labels import Keys, Wanted, find_keys
@@ -25,22 +31,31 @@ from mdlearn.packed import is_packed, open_packed
 
 
 class Units(NamedTuple):
-    """What labels are multiplied by to be in eV, eV/Å and eV/Å³."""
+    """What labels are multiplied by to be in eV, eV/Å and eV/Å³, and where stresses have what."""
 
     energy: float = 1.0
     forces: float = 1.0
     stress: float = 1.0
     virial: bool = False
     """The stress is one times the volume, in eV."""
+    order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Where the components xx, yy, zz, yz, xz and xy of the stress are read."""
 
     @classmethod
     def parse(
-        cls, energy: str, forces: str, stress: str, *, flip_forces: bool, flip_stress: bool
+        cls,
+        energy: str,
+        forces: str,
+        stress: str,
+        *,
+        stress_order: str = ",".join(VOIGT),
+        flip_forces: bool = False,
+        flip_stress: bool = False,
     ) -> Self:
-        """Reads the names of units.
+        """Reads the names of units, and of the components of a stress.
 
         Raises:
-            UsageError: an unknown unit.
+            UsageError: an unknown unit, or other than six components.
         """
 
         def factor(label: str, name: str, units: Mapping[str, float], own: str) -> float:
@@ -51,6 +66,12 @@ class Units(NamedTuple):
                 )
             return known[_plain(name)]
 
+        components = ["".join(sorted(each)) for each in stress_order.split(",")]
+        if sorted(components) != sorted(VOIGT):
+            raise UsageError(
+                f"--stress-order: expected {','.join(VOIGT)} in the order in which they stand in"
+                f" the file (found {stress_order!r})"
+            )
         virial = _plain(stress) == "ev"
         size = 1.0 if virial else factor("stress", stress, UNITS_OF_STRESS, "eV/Å³")
         return cls(
@@ -58,6 +79,7 @@ class Units(NamedTuple):
             factor("forces", forces, UNITS_OF_FORCES, "eV/Å") * (-1.0 if flip_forces else 1.0),
             size * (-1.0 if flip_stress else 1.0),
             virial,
+            tuple(components.index(each) for each in VOIGT),
         )
 
 
@@ -243,7 +265,7 @@ def to_atoms(frame: Frame, units: Units, extra: Extra) -> ase.Atoms:
         results["forces"] = forces * units.forces
     if np.isfinite(stress).all():
         scale = units.stress / (atoms.get_volume() if units.virial else 1.0)
-        results["stress"] = stress[0][[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * scale
+        results["stress"] = stress[0][*SIX][[*units.order]] * scale
     if np.isfinite(dipole).all():
         results["dipole"] = dipole[0]
     atoms.calc = SinglePointCalculator(atoms, **results)

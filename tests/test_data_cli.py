@@ -160,6 +160,21 @@ class TestConvert:
         assert run("data", "convert", "w.xyz", "new.xyz", *options)[0] == 0
         assert np.allclose(ase.io.read("new.xyz").get_stress(voigt=False), stress, atol=1e-9)
 
+    def test_six_numbers_of_vasp(self, here: Path, run: Run) -> None:
+        atoms = ase.io.read(str(files("mdlearn.data") / "water.xyz"), "0")
+        stress = atoms.get_stress(voigt=False)
+        of = [stress[a, b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))]
+        atoms.info["s"] = np.array(of)
+        ase.io.write("v.xyz", [atoms, atoms])
+        options = ["--stress-key", "s", "--stress-order", "xx,yy,zz,xy,yz,zx"]
+        assert run("data", "convert", "v.xyz", "new.xyz", *options)[0] == 0
+        assert np.allclose(ase.io.read("new.xyz").get_stress(voigt=False), stress, atol=1e-9)
+        code, _, err = run(
+            "data", "convert", "v.xyz", "other.xyz", "--stress-order", "xx,yy,zz,xy,yz"
+        )
+        assert code == 2
+        assert "--stress-order: expected xx,yy,zz,yz,xz,xy" in err
+
     def test_leaves_outputs_alone(self, here: Path, run: Run) -> None:
         (here / "new.xyz").write_text("precious")
         code, _, err = run("data", "convert", "good.xyz", "new.xyz")

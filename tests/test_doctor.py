@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from itertools import permutations
 from pathlib import Path
 
 import ase
@@ -18,9 +19,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import mdlearn
 from mdlearn.atoms import Frame, read_frames, to_system
+from mdlearn.conversion import Extra, Units, to_atoms
 from mdlearn.doctor import FINDINGS, Finding, examine, refused
 from mdlearn.doctor.fingerprints import close_pairs, fingerprints, same_coordinates, separations
-from mdlearn.doctor.yardsticks import HARTREE, KCAL, all_electron_energy
+from mdlearn.doctor.yardsticks import HARTREE, KCAL, SIX, all_electron_energy
 from mdlearn.labels import Keys, Labels, find_labels
 
 ROOT = Path(mdlearn.__file__).parent
@@ -146,6 +148,36 @@ class TestUnits:
         found = diagnose(times(request.getfixturevalue(name), stress=160.2177))
         assert [each.name for each in refused(list(found.values()))] == ["stress-units"]
         assert "GPa" in found["stress-units"].message
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    @pytest.mark.parametrize("order", sorted(permutations(range(3)))[1:])
+    def test_order_of_the_stress(
+        self, water: list[Frame], order: tuple[int, ...], sign: float
+    ) -> None:
+        """Six numbers of shear in any other order; what is to be done about it does it."""
+        names = [["yz", "xz", "xy"][each] for each in order]
+
+        def exchange(labels: Labels) -> Labels:
+            six = labels.stress[:, *SIX]
+            six = sign * torch.cat([six[:, :3], six[:, 3:][:, list(order)]], 1)
+            return labels._replace(stress=six[:, torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])])
+
+        frames = relabelled(water, exchange)
+        found = diagnose(frames)
+        expected = {"stress-order"} | ({"stress-sign"} if sign < 0.0 else set())
+        assert {each.name for each in refused(list(found.values()))} == expected
+        assert ", ".join(names) in found["stress-order"].message
+        option = found["stress-order"].fix.split()[-1]
+        units = Units.parse("eV", "eV/Å", "eV/Å³", stress_order=option, flip_stress=sign < 0.0)
+        repaired = [
+            each._replace(
+                labels=find_labels(to_atoms(each, units, Extra({}, None)), KEYS, each.name)
+            )
+            for each in frames
+        ]
+        assert not refused(list(diagnose(repaired).values()))
+        for one, other in zip(water, repaired, strict=True):
+            assert torch.equal(one.labels.stress, other.labels.stress)
 
     def test_metal_in_kcal_per_mol(self, copper: list[Frame]) -> None:
         assert "energy-forces-units" in diagnose(times(copper, energy=1 / KCAL))

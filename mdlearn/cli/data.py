@@ -18,7 +18,7 @@ from mdlearn.config import Config
 from mdlearn.conversion import Units, convert, split
 from mdlearn.doctor import Finding, refused, require_findings
 from mdlearn.doctor.diagnosis import Diagnosis, diagnose
-from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
+from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS, VOIGT
 from mdlearn.errors import DataError
 from mdlearn.labels import Wanted
 from mdlearn.packing import pack
@@ -61,6 +61,10 @@ class ConvertConfig(Labelled):
     )
     stress_unit: str = Field(
         "eV/Å³", description=f"of the input: eV/Å³, {', '.join(UNITS_OF_STRESS)}, eV (a virial)"
+    )
+    stress_order: str = Field(
+        ",".join(VOIGT),
+        description="of the input; xx,yy,zz,xy,yz,xz if VASP's six numbers were copied as they are",
     )
     flip_forces: bool = Field(False, description="the input has gradients: change the sign")
     flip_stress: bool = Field(False, description="the input has pressures: change the sign")
@@ -180,6 +184,7 @@ def _convert(config: ConvertConfig) -> int:
         config.energy_unit,
         config.forces_unit,
         config.stress_unit,
+        stress_order=config.stress_order,
         flip_forces=config.flip_forces,
         flip_stress=config.flip_stress,
     )

@@ -26,6 +26,7 @@ FINDINGS = (
     "position-units",
     "forces-sign",
     "stress-sign",
+    "stress-order",
     "net-force",
     "net-torque",
     "conflicting-duplicates",

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,18 @@ class Slope(NamedTuple):
     samples: int
 
 
+class Order(NamedTuple):
+    """The order that the shear components of stresses seem to be in."""
+
+    names: tuple[str, ...]
+    """What stands where yz, xz and xy are read."""
+    correlation: float
+    """Between labels and prediction, in this order; without sign."""
+    as_read: float
+    """The same, in the order that is read."""
+    samples: int
+
+
 class PairFit(NamedTuple):
     """What a pair potential fitted to the forces says of the labels."""
 
@@ -51,6 +64,7 @@ class PairFit(NamedTuple):
     """Share of the squared forces that it explains."""
     energy: Slope | None
     stress: Slope | None
+    shear: Order | None
 
 
 class Bond(NamedTuple):
@@ -168,16 +182,30 @@ def fit_pairs(frames: Sequence[Frame]) -> PairFit | None:
     n = counts.sum(1)
     both = np.stack([np.array(energies), np.array(energy_rows) @ w], 1) / n[:, None]
     residual = both - counts / n[:, None] @ np.linalg.lstsq(counts / n[:, None], both)[0]
-    energy, stress_slope = _slope(residual[:, 0], residual[:, 1]), None
+    energy, stress_slope, shear = _slope(residual[:, 0], residual[:, 1]), None, None
     if len(stresses) >= 5:
         label, predicted = np.array(stresses), np.array(stress_rows) @ w  # (n_frames, 6)
         label, predicted = label - label.mean(0), predicted - predicted.mean(0)
         stress_slope = _slope(label.ravel(), predicted.ravel())
-    return PairFit(explained, energy, stress_slope)
+        shear = _order(label[:, 3:], predicted[:, 3:])
+    return PairFit(explained, energy, stress_slope, shear)
 
 
 SIX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
-"""The six components of a symmetric matrix."""
+"""The six components of a symmetric matrix, in the order of `VOIGT`."""
+VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
+
+
+def _order(label: NDArray[np.float64], predicted: NDArray[np.float64]) -> Order | None:
+    """The order of (n_frames, 3) labels in which they go with what is predicted."""
+    size = float(np.sqrt(np.sum(label**2) * np.sum(predicted**2)))
+    if size < 1e-12:
+        return None
+    agreement = label.T @ predicted / size  # (3, 3), labels by rows
+    sums = {each: abs(agreement[range(3), each].sum()) for each in permutations(range(3))}
+    best = max(sums, key=lambda each: sums[each])
+    names = tuple(VOIGT[3 + each] for each in best)
+    return Order(names, float(sums[best]), float(sums[0, 1, 2]), label.size)
 
 
 def _slope(label: NDArray[np.float64], predicted: NDArray[np.float64]) -> Slope | None:
