@@ -27,7 +27,7 @@ from mdlearn.training.adam import Adam
 from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.recorded import Recordings
-from mdlearn.training.schedule import WARMUP, Schedule, balance, cosine
+from mdlearn.training.schedule import WARMUP, Schedule, balance, cosine, foreseen
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
 
@@ -322,7 +322,9 @@ def fit(
         seconds = _mean_of(team, time.monotonic() - began)
         if schedule.epochs is None:
             fitting = int(schedule.budget_s / seconds * (epoch + 1))
-            training.epochs = max(epoch + 1, fitting)
+            found = [each.valid.forces_mae_meV_per_A for each in training.history]
+            sensible = foreseen([*found, errors.forces_mae_meV_per_A])
+            training.epochs = max(epoch + 1, int(min(fitting, sensible)))
         result = Epoch(
             epoch + 1, training.epochs, seconds, rate, mean, errors, errors.loss < lowest
         )
