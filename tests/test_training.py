@@ -368,13 +368,15 @@ class TestLoop:
             return Errors(1.0, 1.0, 1.0 + abs(change) / 100, *[1.0] * 4)
 
         monkeypatch.setattr("mdlearn.training.loop.measure", growing)
+        monkeypatch.setattr("mdlearn.training.schedule.AT_LEAST", 10)
         examples = [make_example(frame, 4.0) for frame in frames[:6]]
-        schedule = Schedule(None, 20.0, None, 6, 1e-2, 0.9, 0)
+        schedule = Schedule(None, 20.0, None, 3, 1e-2, 0.9, 0)  # two steps an epoch
         training = Training(make_network(frames), WEIGHTS, schedule)
         history = list(fit(training, examples, []))
         assert [each.epochs for each in history[16:]] == [22] * 6
         assert history[15].epochs > 100
         assert history[-1].learning_rate < 1e-4 < 1e-3 < history[15].learning_rate
+        assert training.sensible() == 22
 
         # Who says how many epochs there are to be has as many.
         training = Training(make_network(frames), WEIGHTS, schedule._replace(epochs=30))
@@ -398,11 +400,14 @@ def test_noise_does_not_end_a_training() -> None:
     """Errors that fall, a hundredth up and down, or stay where they are, or are not there."""
     noise = 1.0 + np.random.default_rng(0).uniform(-0.01, 0.01, 300)
     falling = 10.0 * np.exp(-np.arange(300) / 100)
-    assert foreseen([]) == foreseen(noise.tolist()) == foreseen([math.nan] * 300) == math.inf
-    assert foreseen((falling * noise).tolist()) == math.inf
-    # What was worse for a while is forgiven, if that was short.
-    assert foreseen([*falling, *[1.0] * 30, 0.4, *[1.0] * 30]) == math.inf
-    assert foreseen([*falling, *[1.0] * 40, 0.4]) == math.ceil(1.25 * 334)
+    for errors in ([], noise.tolist(), [math.nan] * 300, (falling * noise).tolist()):
+        assert foreseen(errors, 200.0) == math.inf
+    # What was worse for a while is forgiven, if that was short: a tenth, or a thousand steps.
+    for steps, lasting in ((200.0, 34), (20.0, 50), (5.0, 200)):
+        assert foreseen([*falling, *[1.0] * 30, 0.4, *[1.0] * 30], steps) == math.inf
+        assert foreseen([*falling, *[1.0] * (lasting - 1), 0.4], steps) == math.inf
+        expected = math.ceil(1.25 * (300 + lasting))
+        assert foreseen([*falling, *[1.0] * lasting, 0.4], steps) == expected
 
 
 @pytest.mark.parametrize("size", [0.1, 30.0], ids=["short", "clipped"])

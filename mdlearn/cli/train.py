@@ -17,7 +17,6 @@ from mdlearn.training.config import TrainConfig
 from mdlearn.training.loop import Epoch
 from mdlearn.training.loss import Errors
 from mdlearn.training.run import Result, Watcher, train
-from mdlearn.training.schedule import foreseen
 from mdlearn.training.start import Start
 
 
@@ -126,7 +125,7 @@ def report(result: Result, frames: Path | None) -> None:
     out.print(table)
     last = result.history[-1]
     out.print(f"{counted(last.epoch, 'epoch')} in {hms(last.seconds)}; best: epoch {result.epoch}")
-    if last.epoch == foreseen([each.valid.forces_mae_meV_per_A for each in result.history]):
+    if result.by_heart:
         out.print(
             "ended early: errors of forces in the validation frames had begun to grow; more frames"
             " would help, more time would not"

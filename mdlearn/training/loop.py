@@ -161,6 +161,16 @@ class Training:
         patience = self.schedule.patience
         return patience is not None and len(self.history) - best >= patience
 
+    def sensible(self, *now: Errors) -> float:
+        """How many epochs make sense; see `foreseen`.
+
+        Args:
+            now: errors of the epoch that has just been, if that is not in the history yet.
+        """
+        errors = [*(each.valid for each in self.history), *now]
+        forces = [each.forces_mae_meV_per_A for each in errors]
+        return foreseen(forces, self.steps / max(1, len(errors)))
+
     def save(self, path: Path) -> None:
         """Writes everything to a file, whole or not at all.
 
@@ -322,9 +332,7 @@ def fit(
         seconds = _mean_of(team, time.monotonic() - began)
         if schedule.epochs is None:
             fitting = int(schedule.budget_s / seconds * (epoch + 1))
-            found = [each.valid.forces_mae_meV_per_A for each in training.history]
-            sensible = foreseen([*found, errors.forces_mae_meV_per_A])
-            training.epochs = max(epoch + 1, int(min(fitting, sensible)))
+            training.epochs = max(epoch + 1, int(min(fitting, training.sensible(errors))))
         result = Epoch(
             epoch + 1, training.epochs, seconds, rate, mean, errors, errors.loss < lowest
         )
