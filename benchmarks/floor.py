@@ -43,6 +43,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import driving
 import numpy as np
@@ -55,11 +56,13 @@ from step_time import CUTOFF
 
 from mdlearn.atoms import to_system
 from mdlearn.neighbors import build, choose_skin
+from mdlearn.potentials import frozen_network
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import schnet
+from mdlearn.potentials.kernels.sweep import sweep
 from mdlearn.potentials.network import Size
 
 SIZES = {"equivariant": Size(32, 2, 12), "schnet": Size(128, 6, 20)}
@@ -72,7 +75,7 @@ COPIED = 64 * 2**20
 def operations_of_schnet(
     weights: schnet.Weights, n_atoms: int, n_pairs: int
 ) -> list[tuple[str, float]]:
-    """What each stage of `kernels.schnet.sweep` does, in words, and its operations."""
+    """What each stage of `kernels.schnet` does, in words, and its operations."""
     n_layers, features, _ = weights.speak.shape
     hidden = len(weights.out)
     square = 2.0 * features**2
@@ -94,7 +97,7 @@ def operations_of_schnet(
 
 
 def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tuple[str, float]]:
-    """What each stage of `kernels.equivariant.sweep` does, in words, and its operations."""
+    """What each stage of `kernels.equivariant` does, in words, and its operations."""
     n_layers, n_species, _ = weights.element.shape
     features, radial = SIZES["equivariant"].features, SIZES["equivariant"].radial
     harmonics, couplings = kernel.HARMONICS, len(weights.coupling)
@@ -132,19 +135,22 @@ def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tupl
 
 
 class Stages:
-    """Stands in for the loops of a network and takes the time of each stage."""
+    """Stands in for the loops of a network and takes the time of each stage.
 
-    def __init__(self, sweep: Callable[..., None]) -> None:
-        self.sweep = sweep
-        self.seconds: list[float] = []
+    Stages are done from the first one on, one more each time; what that adds is the time of one.
+    """
 
-    def __call__(self, stages: tuple[int, int], *arguments: Any) -> None:
-        """Does the stages one by one."""
-        self.seconds = []
-        for stage in range(*stages):
+    def __init__(self) -> None:
+        self.seconds = np.zeros(0)
+
+    def __call__(self, stages: int, *arguments: Any) -> None:
+        """Does the stages."""
+        until = [0.0]
+        for count in range(1, stages + 1):
             began = time.process_time()
-            self.sweep((stage, stage + 1), *arguments)
-            self.seconds.append(time.process_time() - began)
+            sweep(count, *arguments)
+            until.append(time.process_time() - began)
+        self.seconds = np.diff(until).clip(0.0)
 
 
 def best_rates() -> tuple[float, float]:
@@ -174,7 +180,6 @@ def measure(architecture: str, argument: str, rounds: int) -> tuple[str, list[di
     network = random_network(system, CUTOFF, architecture, SIZES[architecture])
     frozen, neighbors = freeze(network), build(system, CUTOFF, choose_skin(system))
     assert isinstance(frozen, FrozenNetwork)
-    stages = frozen.sweep = Stages(frozen.sweep)
     evaluate(frozen, system, neighbors)
     work = frozen.work
     assert work is not None
@@ -185,7 +190,7 @@ def measure(architecture: str, argument: str, rounds: int) -> tuple[str, list[di
     read = sum(each.nbytes for each in lists)
     read += sum(each.nbytes for each in frozen.weights if isinstance(each, np.ndarray))
     n_bytes = 2.0 * frozen.workspace(*neighbors.j.shape) + read
-    whole, parts, rates = [], [], []
+    whole, parts, rates, stages = [], [], [], Stages()
     for _ in range(rounds):
         rates.append(best_rates())
         evaluate(frozen, system, neighbors)  # caches are as they are in a simulation again
@@ -193,6 +198,8 @@ def measure(architecture: str, argument: str, rounds: int) -> tuple[str, list[di
             began = time.process_time()
             evaluate(frozen, system, neighbors)
             whole.append(time.process_time() - began)
+            with patch.object(frozen_network, "sweep", stages):
+                evaluate(frozen, system, neighbors)
             parts.append(stages.seconds)
     flops, bandwidth = np.max(rates, 0).tolist()
     total = sum(count for _, count in counted)
