@@ -579,6 +579,21 @@ class TestSimulate:
         assert run("simulate", "run", "start.xyz", *options)[0] == 0
         assert outputs(here) == {"start-traj.h5"}  # the old crash is not that of the new run
 
+    def test_options_that_mean_nothing_are_named(self, here: Path, run: Run) -> None:
+        options = ["--pressure", "1", "--friction", "3", "--thermostat-time", "50fs"]
+        for ensemble, idle in (
+            ("nve", ["pressure", "thermostat-time", "friction"]),
+            ("langevin", ["pressure", "thermostat-time"]),
+            ("csvr", ["pressure", "friction"]),
+        ):
+            settings = ["--steps", "2", "--ensemble", ensemble, "--overwrite"]
+            code, _, err = run("simulate", "run", "start.xyz", *settings, *options)
+            assert code == 0
+            named = re.findall(r"warning +--([a-z-]+) means nothing with --ensemble (\S+),", err)
+            assert named == [(each, ensemble) for each in idle]
+            code, _, err = run("simulate", "run", "start.xyz", *settings)
+            assert "warning" not in err
+
     def test_the_way_to_a_crash_is_kept_at_full_rate(
         self, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:

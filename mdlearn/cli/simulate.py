@@ -36,6 +36,7 @@ from mdlearn.cli.startup import (
     dry_run,
     relaxed,
     require_space,
+    warn_of_options,
     warn_of_surroundings,
     with_stride,
     with_timestep,
@@ -142,6 +143,7 @@ def _begin(config: SimulateConfig) -> Beginning:
             at_once=config.atoms_at_once,
         )
         warn_of_surroundings(model.network, system)
+        warn_of_options(config)
         if config.relax:
             system = relaxed(potential, system, mobile)
         config = with_timestep(config, potential, system, mobile)

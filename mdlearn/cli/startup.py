@@ -55,6 +55,24 @@ OF_NEWTON = {
     "relax",
 }
 """Options that mean nothing where a propagator moves the atoms."""
+OF_ENSEMBLES = {
+    "pressure_GPa": {"npt", "npt-flexible", "mtk"},
+    "barostat_time_fs": {"npt", "npt-flexible", "mtk"},
+    "compressibility_per_GPa": {"npt", "npt-flexible"},
+    "thermostat_time_fs": {"csvr", "nose-hoover", "npt", "npt-flexible", "mtk"},
+    "friction_per_ps": {"langevin"},
+}
+"""Options that only mean something in these ensembles."""
+
+
+def warn_of_options(config: SimulateConfig) -> None:
+    """Says which options were given that the ensemble has no use for."""
+    for name, ensembles in OF_ENSEMBLES.items():
+        if name in config.model_fields_set and config.ensemble not in ensembles:
+            err.print(
+                f"warning     --{typed(SimulateConfig, name)} means nothing with --ensemble"
+                f" {config.ensemble}, only with {', '.join(sorted(ensembles))}"
+            )
 
 
 def relaxed(potential: Evaluable, system: System, mobile: torch.Tensor | None) -> System:
