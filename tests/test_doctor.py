@@ -22,7 +22,15 @@ from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.conversion import Extra, Units, to_atoms
 from mdlearn.doctor import FINDINGS, Finding, examine, refused
 from mdlearn.doctor.fingerprints import close_pairs, fingerprints, same_coordinates, separations
-from mdlearn.doctor.yardsticks import HARTREE, KCAL, SIX, all_electron_energy
+from mdlearn.doctor.yardsticks import (
+    HARTREE,
+    KCAL,
+    SIX,
+    Order,
+    PairFit,
+    Slope,
+    all_electron_energy,
+)
 from mdlearn.labels import Keys, Labels, find_labels
 
 ROOT = Path(mdlearn.__file__).parent
@@ -178,6 +186,15 @@ class TestUnits:
         assert not refused(list(diagnose(repaired).values()))
         for one, other in zip(water, repaired, strict=True):
             assert torch.equal(one.labels.stress, other.labels.stress)
+
+    def test_order_of_a_stress_that_is_explained_wholly(
+        self, water: list[Frame], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shear = Order(("xz", "yz", "xy"), 1.0, 0.1, 60)
+        fit = PairFit(1.0, None, Slope(0.9, 1.0, 120), shear)
+        monkeypatch.setattr("mdlearn.doctor.yardsticks.fit_pairs", lambda _: fit)
+        found = refused(list(diagnose(water).values()))
+        assert [each.name for each in found] == ["stress-order"]
 
     def test_metal_in_kcal_per_mol(self, copper: list[Frame]) -> None:
         assert "energy-forces-units" in diagnose(times(copper, energy=1 / KCAL))

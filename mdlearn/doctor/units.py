@@ -144,7 +144,9 @@ def _against_fit(
     order = fit.shear
     if order is None or order.correlation < CLEAR_ORDER:
         return
-    gain = np.log((1.0 - order.as_read**2) / (1.0 - order.correlation**2))
+    # A pair potential may explain it all.
+    unexplained = [1.0 + 1e-6 - each**2 for each in (order.as_read, order.correlation)]
+    gain = np.log(unexplained[0] / unexplained[1])
     if gain > max(np.log(2.0), 20.0 / order.samples):
         names = ", ".join(order.names)
         yield about(
