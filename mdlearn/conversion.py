@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 from mdlearn.atoms import Frame, iterate_atoms, make_frame
 from mdlearn.doctor.duplicates import NEARLY_SAME, SAME
 from mdlearn.doctor.fingerprints import close_pairs, fingerprints, groups, kind_of
-from mdlearn.doctor.yardsticks import (
-    SIX,
-    UNITS_OF_ENERGY,
-    UNITS_OF_FORCES,
-    UNITS_OF_STRESS,
-    VOIGT,
-)
+from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
 from mdlearn.errors import DataError, OutputError, UsageError
 from mdlearn.files import refuse_existing
-from mdlearn.labels import Keys, Wanted, find_keys
+from mdlearn.labels import SIX, VOIGT, Keys, Wanted, find_keys
 from mdlearn.packed import is_packed, open_packed
 
 

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from mdlearn.errors import DataError
 
+VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
+"""The six components of a symmetric matrix, in the order of ASE,"""
+SIX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+"""and where in the matrix they are."""
+
 
 class Labels(NamedTuple):
     """What the reference calculation says of a batch; NaN where it says nothing."""
@@ -173,7 +178,7 @@ def find_labels(atoms: ase.Atoms, keys: Keys, name: str) -> Labels:
 
 
 def full_stress(stress: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A stress of six components in Voigt's order (xx, yy, zz, yz, xz, xy), or of nine, as (3, 3).
+    """A stress of six components, in the order of `VOIGT`, or of nine, as (3, 3).
 
     What is neither comes back as it is.
     """

@@ -25,13 +25,12 @@ from mdlearn.doctor.fingerprints import close_pairs, fingerprints, same_coordina
 from mdlearn.doctor.yardsticks import (
     HARTREE,
     KCAL,
-    SIX,
     Order,
     PairFit,
     Slope,
     all_electron_energy,
 )
-from mdlearn.labels import Keys, Labels, find_labels
+from mdlearn.labels import SIX, Keys, Labels, find_labels
 
 ROOT = Path(mdlearn.__file__).parent
 KEYS = Keys("energy", "forces", "stress", None)

@@ -18,9 +18,9 @@ from mdlearn.config import Config
 from mdlearn.conversion import Units, convert, split
 from mdlearn.doctor import Finding, refused, require_findings
 from mdlearn.doctor.diagnosis import Diagnosis, diagnose
-from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS, VOIGT
+from mdlearn.doctor.yardsticks import UNITS_OF_ENERGY, UNITS_OF_FORCES, UNITS_OF_STRESS
 from mdlearn.errors import DataError
-from mdlearn.labels import Wanted
+from mdlearn.labels import VOIGT, Wanted
 from mdlearn.packing import pack
 
 COLORS = {"refuse": "bold red", "warn": "yellow", "note": "cyan"}

@@ -12,7 +12,7 @@ import torch
 
 from mdlearn import h5md, units
 from mdlearn.cli.console import counted, err, hms, human_size, out
-from mdlearn.cli.ensembles import SimulateConfig, highest
+from mdlearn.cli.ensembles import NPT, SimulateConfig, highest
 from mdlearn.cli.memory import estimate_memory, total_memory
 from mdlearn.config import option_names, typed
 from mdlearn.errors import OutputError, UsageError
@@ -56,11 +56,11 @@ OF_NEWTON = {
 }
 """Options that mean nothing where a propagator moves the atoms."""
 OF_ENSEMBLES = {
-    "pressure_GPa": {"npt", "npt-flexible", "mtk"},
-    "barostat_time_fs": {"npt", "npt-flexible", "mtk"},
-    "compressibility_per_GPa": {"npt", "npt-flexible"},
-    "thermostat_time_fs": {"csvr", "nose-hoover", "npt", "npt-flexible", "mtk"},
-    "friction_per_ps": {"langevin"},
+    "pressure_GPa": NPT,
+    "barostat_time_fs": NPT,
+    "compressibility_per_GPa": ("npt", "npt-flexible"),
+    "thermostat_time_fs": ("csvr", "nose-hoover", *NPT),
+    "friction_per_ps": ("langevin",),
 }
 """Options that only mean something in these ensembles."""
 
@@ -71,7 +71,7 @@ def warn_of_options(config: SimulateConfig) -> None:
         if name in config.model_fields_set and config.ensemble not in ensembles:
             err.print(
                 f"warning     --{typed(SimulateConfig, name)} means nothing with --ensemble"
-                f" {config.ensemble}, only with {', '.join(sorted(ensembles))}"
+                f" {config.ensemble}, only with {', '.join(ensembles)}"
             )
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame
 from mdlearn.doctor.fingerprints import Kind, fingerprints, kind_of
-from mdlearn.doctor.yardsticks import SIX, pairs
+from mdlearn.doctor.yardsticks import pairs
+from mdlearn.labels import SIX
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]

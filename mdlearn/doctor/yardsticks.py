@@ -17,6 +17,7 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mdlearn.atoms import Frame
+from mdlearn.labels import SIX, VOIGT
 from mdlearn.neighbors import build, pair_vectors
 from mdlearn.units import GPa, bohr, coulomb, kJ_per_mol
 
@@ -189,11 +190,6 @@ def fit_pairs(frames: Sequence[Frame]) -> PairFit | None:
         stress_slope = _slope(label.ravel(), predicted.ravel())
         shear = _order(label[:, 3:], predicted[:, 3:])
     return PairFit(explained, energy, stress_slope, shear)
-
-
-SIX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
-"""The six components of a symmetric matrix, in the order of `VOIGT`."""
-VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 
 def _order(label: NDArray[np.float64], predicted: NDArray[np.float64]) -> Order | None:
