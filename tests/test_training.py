@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -39,8 +38,8 @@ from mdlearn.training.dataset import (
 )
 from mdlearn.training.finetune import adapt
 from mdlearn.training.loop import Epoch, Training, fit
-from mdlearn.training.loss import Errors, Weights, measure
-from mdlearn.training.schedule import Schedule, foreseen
+from mdlearn.training.loss import Weights, measure
+from mdlearn.training.schedule import Schedule
 from mdlearn.training.statistics import (
     USUAL_CUTOFF,
     Cutoff,
@@ -357,31 +356,6 @@ class TestLoop:
         assert history[-1].epoch == history[-1].epochs > 3
         assert history[-1].learning_rate < 1e-3
 
-    def test_what_is_learned_by_heart_is_not_learned_for_longer(
-        self, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Errors that grow by a hundredth an epoch from the tenth on: clear by the 17th."""
-        epochs = itertools.count(1)
-
-        def growing(*_: object) -> Errors:
-            change = next(epochs) - 10
-            return Errors(1.0, 1.0, 1.0 + abs(change) / 100, *[1.0] * 4)
-
-        monkeypatch.setattr("mdlearn.training.loop.measure", growing)
-        monkeypatch.setattr("mdlearn.training.schedule.AT_LEAST", 10)
-        examples = [make_example(frame, 4.0) for frame in frames[:6]]
-        schedule = Schedule(None, 20.0, None, 3, 1e-2, 0.9, 0)  # two steps an epoch
-        training = Training(make_network(frames), WEIGHTS, schedule)
-        history = list(fit(training, examples, []))
-        assert [each.epochs for each in history[16:]] == [22] * 6
-        assert history[15].epochs > 100
-        assert history[-1].learning_rate < 1e-4 < 1e-3 < history[15].learning_rate
-        assert training.sensible() == 22
-
-        # Who says how many epochs there are to be has as many.
-        training = Training(make_network(frames), WEIGHTS, schedule._replace(epochs=30))
-        assert len(list(fit(training, examples, []))) == 30
-
     def test_stops_when_nothing_gets_better(self, frames: list[Frame]) -> None:
         examples = [make_example(frame, 4.0) for frame in frames]
         schedule = Schedule(50, 0.0, 3, 5, 0.0, 0.9, 0)  # a learning rate of zero
@@ -394,20 +368,6 @@ class TestLoop:
         training = Training(make_network(frames), WEIGHTS, Schedule(2, 0.0, 2, 5, 1e-2, 0.9, 0))
         with pytest.raises(UnstableError, match=r"frames in it: .*ethanol\.xyz:7\b"):
             next(fit(training, examples, []))
-
-
-def test_noise_does_not_end_a_training() -> None:
-    """Errors that fall, a hundredth up and down, or stay where they are, or are not there."""
-    noise = 1.0 + np.random.default_rng(0).uniform(-0.01, 0.01, 300)
-    falling = 10.0 * np.exp(-np.arange(300) / 100)
-    for errors in ([], noise.tolist(), [math.nan] * 300, (falling * noise).tolist()):
-        assert foreseen(errors, 200.0) == math.inf
-    # What was worse for a while is forgiven, if that was short: a tenth, or a thousand steps.
-    for steps, lasting in ((200.0, 34), (20.0, 50), (5.0, 200)):
-        assert foreseen([*falling, *[1.0] * 30, 0.4, *[1.0] * 30], steps) == math.inf
-        assert foreseen([*falling, *[1.0] * (lasting - 1), 0.4], steps) == math.inf
-        expected = math.ceil(1.25 * (300 + lasting))
-        assert foreseen([*falling, *[1.0] * lasting, 0.4], steps) == expected
 
 
 @pytest.mark.parametrize("size", [0.1, 30.0], ids=["short", "clipped"])

@@ -125,11 +125,6 @@ def report(result: Result, frames: Path | None) -> None:
     out.print(table)
     last = result.history[-1]
     out.print(f"{counted(last.epoch, 'epoch')} in {hms(last.seconds)}; best: epoch {result.epoch}")
-    if result.by_heart:
-        out.print(
-            "ended early: errors of forces in the validation frames had begun to grow; more frames"
-            " would help, more time would not"
-        )
     out.print(f"certificate: {summary(result.certificate)}")
     out.print(f"model in {result.model}")
     out.print(f"next: mdlearn simulate {result.model.parent} {frames}")

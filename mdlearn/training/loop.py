@@ -27,7 +27,7 @@ from mdlearn.training.adam import Adam
 from mdlearn.training.dataset import Example, concatenate, deal, find_sizes
 from mdlearn.training.loss import Errors, Weights, measure
 from mdlearn.training.recorded import Recordings
-from mdlearn.training.schedule import WARMUP, Schedule, balance, cosine, foreseen
+from mdlearn.training.schedule import WARMUP, Schedule, balance, cosine
 from mdlearn.training.step import gradient
 from mdlearn.training.team import ALONE, Team
 
@@ -160,16 +160,6 @@ class Training:
         best = max((each.epoch for each in self.history if each.best), default=0)
         patience = self.schedule.patience
         return patience is not None and len(self.history) - best >= patience
-
-    def sensible(self, *now: Errors) -> float:
-        """How many epochs make sense; see `foreseen`.
-
-        Args:
-            now: errors of the epoch that has just been, if that is not in the history yet.
-        """
-        errors = [*(each.valid for each in self.history), *now]
-        forces = [each.forces_mae_meV_per_A for each in errors]
-        return foreseen(forces, self.steps / max(1, len(errors)))
 
     def save(self, path: Path) -> None:
         """Writes everything to a file, whole or not at all.
@@ -332,7 +322,7 @@ def fit(
         seconds = _mean_of(team, time.monotonic() - began)
         if schedule.epochs is None:
             fitting = int(schedule.budget_s / seconds * (epoch + 1))
-            training.epochs = max(epoch + 1, int(min(fitting, training.sensible(errors))))
+            training.epochs = max(epoch + 1, fitting)
         result = Epoch(
             epoch + 1, training.epochs, seconds, rate, mean, errors, errors.loss < lowest
         )

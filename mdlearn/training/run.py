@@ -56,8 +56,6 @@ class Result(NamedTuple):
     """By what they were measured on, for people."""
     certificate: tuple[Claim, ...]
     history: list[Epoch]
-    by_heart: bool
-    """Whether it ended before its budget did, since the frames were being learned by heart."""
 
 
 class Watcher(NamedTuple):
@@ -215,8 +213,7 @@ def _finish(start: Start, device: torch.device) -> Result:
     )
     (folder / STATE).unlink(missing_ok=True)
     known = {name: each for name, each in errors.items() if each is not None}
-    by_heart = start.training.schedule.epochs is None and len(history) == start.training.sensible()
-    return Result(path, best.epoch, known, certificate, history, by_heart)
+    return Result(path, best.epoch, known, certificate, history)
 
 
 def _errors_of(

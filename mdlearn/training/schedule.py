@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from mdlearn.training.config import ATOMS_PER_BATCH
@@ -19,15 +18,6 @@ ENERGY_RISE = 4
 
 WARMUP = 100
 """Steps over which the learning rate rises, or an epoch where that is longer."""
-
-WORSE, FOR, AT_LEAST = 1.02, 0.1, 1000
-"""Errors have begun to grow once they have been above their lowest by this factor for a tenth of
-all epochs, and for so many steps at least, which is how long the average of the weights remembers:
-with few steps an epoch, errors go up and down for dozens of epochs. With 153 frames of molybdenum
-that is so after 210 epochs, with 193 of silicon after 77; not after 480 with 950 of ethanol, nor
-after 2,000 with 54 of them."""
-TO_THE_END = 1.25
-"""How many times the epochs until then are a whole training."""
 
 
 class Schedule(NamedTuple):
@@ -59,22 +49,3 @@ def balance(weights: Weights, progress: float) -> Weights:
     """The weights of the loss at some point of a run."""
     rise = (ENERGY_FINISH - ENERGY_START) * progress**ENERGY_RISE
     return weights._replace(energy=weights.energy * (ENERGY_START + rise))
-
-
-def foreseen(errors: Sequence[float], steps: float) -> float:
-    """How many epochs make sense: no limit, until frames that are not learned from get worse.
-
-    Then those that are learned from are being learned by heart, and what is left to do is to let
-    steps become small.
-
-    Args:
-        errors: of the forces of the validation frames after each epoch so far.
-        steps: in an epoch, on an average.
-    """
-    lowest, above = math.inf, 0
-    for epoch, error in enumerate(errors, 1):
-        above = above + 1 if error > WORSE * lowest else 0
-        if above >= max(AT_LEAST / steps, FOR * epoch):
-            return math.ceil(TO_THE_END * epoch)
-        lowest = min(lowest, error)
-    return math.inf
