@@ -217,6 +217,28 @@ def at(typing: Any, address: Any) -> Any:
     return kind(address), generate
 
 
+@instruction
+def borrowed(typing: Any, value: Any) -> Any:
+    """A tuple of arrays, whoever owns them; others have to hold them meanwhile.
+
+    To count who uses an array takes longer than to look at a row of it, above all where several
+    threads count.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        (tuple_,) = given
+        for index, kind in enumerate(value):
+            if isinstance(kind, types.Array):
+                part = builder.extract_value(tuple_, index)
+                array = context.make_array(kind)(context, builder, part)
+                for owner in ("meminfo", "parent"):
+                    setattr(array, owner, ir.Constant(getattr(array, owner).type, None))
+                tuple_ = builder.insert_value(tuple_, array._getvalue(), index)
+        return tuple_
+
+    return value(value), generate
+
+
 def _owners(kind: Any) -> list[bool]:
     """Of the words of a value of some type, which name the owner of an array."""
     if isinstance(kind, types.Array):
@@ -285,7 +307,17 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    names = ("jit", "lanes", "meeting", "search", "neighbors", "guards", "momenta", "chain")
+    names = (
+        "jit",
+        "lanes",
+        "matrices",
+        "meeting",
+        "search",
+        "neighbors",
+        "guards",
+        "momenta",
+        "chain",
+    )
     sources = [here / f"{name}.py" for name in names]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]

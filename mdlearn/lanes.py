@@ -82,6 +82,22 @@ def store(typing: Any, array: Any, place: Any, lanes: Any) -> Any:
 
 
 @instruction
+def fetch(typing: Any, array: Any, place: Any) -> Any:
+    """Has what stands at a place of a flat array come from memory; nobody waits for it yet."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        form = ir.FunctionType(ir.VoidType(), [pointer, INDEX, INDEX, INDEX])
+        function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0i8")
+        data = context.make_array(array)(context, builder, given[0]).data
+        where = builder.bitcast(builder.gep(data, [given[1]]), pointer)
+        builder.call(function, [where, INDEX(0), INDEX(3), INDEX(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@instruction
 def alike(typing: Any, number: Any, like: Any) -> Any:
     """Lanes that are all the same number, in the precision of others."""
 

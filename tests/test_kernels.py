@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mdlearn.jit import compiled
-from mdlearn.lanes import WIDTH, load, store, total
+from mdlearn.lanes import WIDTH, fetch, load, store, total
+from mdlearn.matrices import add_product, add_product_turned, multiply_into
 from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
 from mdlearn.potentials.kernels.activation import shifted_softplus, silu
@@ -34,6 +35,31 @@ def test_lanes_are_arrays(dtype: type) -> None:
     assert np.abs(out[2:-2] - (2.0 * a - b / a + 1.0)).max() < 4.0 * epsilon
     assert not out[:2].any()
     assert not out[-2:].any()
+
+
+@compiled(keep=False)
+def products(a: Array, b: Array, turned: Array, out: Array) -> None:
+    fetch(a.reshape(-1), 0)
+    here = out[1:-1]
+    multiply_into(a[1], b[:, 2:-1], here[:, :-1])
+    add_product(a[2, :, 1:], b[1:, 2:-1], here[:, :-1])
+    add_product_turned(turned[:, 3:], b[:, 2:-1], here[:, :-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_of_parts_of_arrays_are_written_to_parts_of_arrays(dtype: type) -> None:
+    random = np.random.default_rng(0)
+    a, b, turned = (random.normal(size=size) for size in ((3, 5, 4), (4, 9), (4, 8)))
+    out = random.normal(size=(7, 7))
+    expected = out.copy()
+    expected[1:-1, :-1] = (
+        a[1] @ b[:, 2:-1] + a[2, :, 1:] @ b[1:, 2:-1] + turned[:, 3:].T @ b[:, 2:-1]
+    )
+    found = out.astype(dtype)
+    products(a.astype(dtype), b.astype(dtype), turned.astype(dtype), found)
+    assert np.abs(found - expected).max() < 20.0 * np.finfo(dtype).eps
+    assert np.array_equal(found[:, -1], out[:, -1].astype(dtype))
+    assert np.array_equal(found[[0, -1]], out[[0, -1]].astype(dtype))
 
 
 @compiled(keep=False)

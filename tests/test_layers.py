@@ -30,7 +30,18 @@ BELOW = (
 )
 """Only torch, numpy and the search; pure functions, no files."""
 LIBRARIES_BELOW = {"torch", "numpy", "vesin"}
-CORE = {"system", "neighbors", "units", "errors", "jit", "lanes", "meeting", "graph", "chain"}
+CORE = {
+    "system",
+    "neighbors",
+    "units",
+    "errors",
+    "jit",
+    "lanes",
+    "matrices",
+    "meeting",
+    "graph",
+    "chain",
+}
 ALLOWED = {
     "units": set[str](),
     "errors": set[str](),

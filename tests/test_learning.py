@@ -215,7 +215,7 @@ def test_number_of_threads_does_not_change_the_bits() -> None:
             point.add_gradient(one, point.evaluation.forces, point.evaluation.stress, 1.0)
             gradients = [each.grad for each in potential.parameters() if each.grad is not None]
             assert loops.work is not None
-            work = loops.work.density, loops.work.to_raw
+            work = loops.work.told, loops.work.raw
             results.append([*point.evaluation, *work, *gradients])
             potential.zero_grad()
     finally:

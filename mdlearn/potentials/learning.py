@@ -111,7 +111,22 @@ class Loops(Frozen):
             "reference": np.array([energies[z] for z in network.species]),
         }
         learned, _ = _zeros(network)
-        self.weights = layout.Weights(**fixed, **learned._asdict())
+        channels = learned.first.shape[1]
+        across = {
+            "first_turned": learned.first,
+            "seen_turned": learned.mix[:, :, :channels],
+            "told_turned": learned.mix[:, :, channels:],
+            "speak_turned": learned.speak,
+            "gate_turned": learned.gate,
+            "hidden_turned": learned.hidden,
+        }
+        views = {name: each.swapaxes(-1, -2) for name, each in across.items()}
+        turned: dict[str, Any] = {
+            name: np.empty_like(each, order="C") for name, each in views.items()
+        }
+        self.turned = list(zip(turned.values(), views.values(), strict=True))
+        """Matrices turned round, and where they come from."""
+        self.weights = layout.Weights(**fixed, **learned._asdict(), **turned)
         """What loops read; `look_up` renews it."""
         self.halves = (_zeros(network), _zeros(network))
         """The gradient, as it comes from the first half of the atoms and from the second."""
@@ -152,6 +167,8 @@ class Loops(Frozen):
         """Has loops read the parameters as they are now."""
         for each in self.places:
             np.multiply(each.value, each.factor, out=each.place)
+        for place, view in self.turned:
+            np.copyto(place, view)
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`."""
@@ -207,19 +224,18 @@ class Loops(Frozen):
         sums = (torch.from_numpy(energy), forces, torch.from_numpy(stress))
         return Point(self, inputs, Evaluation(*sums, energies, virials))
 
-    def accumulate(self) -> None:
-        """Adds the gradient that loops have left to that of the parameters."""
+    def clear(self) -> None:
+        """Begins a gradient, unless parameters hold a part of it."""
+        first, second = (whole for _, whole in self.halves)
+        if all(each.parameter.grad is None for each in self.places):
+            first.fill(0.0)
+        second.fill(0.0)
+
+    def hand_over(self) -> None:
+        """Has the parameters hold the gradient that loops have left."""
         self.halves[0][1][:] += self.halves[1][1]
         for each in self.places:
-            parameter = each.parameter
-            if not parameter.requires_grad:
-                continue
-            if parameter.grad is None:
-                np.multiply(each.to_place, each.factor, out=each.to_value)
-                parameter.grad = each.gradient
-            else:
-                more = torch.from_numpy(each.factor * each.to_place)
-                parameter.grad += more.reshape(parameter.shape)
+            each.hand_over()
 
 
 class _Place:
@@ -228,10 +244,20 @@ class _Place:
     def __init__(self, parameter: Tensor, place: Array, to_place: Array, factor: float) -> None:
         """A part of `Weights`, which is the parameter times a factor, and that of `Gradient`."""
         self.parameter, self.place, self.to_place, self.factor = parameter, place, to_place, factor
-        self.gradient = torch.empty_like(parameter, requires_grad=False)
-        """Room for the gradient by the parameter."""
         self.value = parameter.detach().numpy().reshape(place.shape)
-        self.to_value = self.gradient.numpy().reshape(place.shape)
+        self.is_same = factor == 1.0 and to_place.flags.c_contiguous
+        """Whether the gradient is in loops as it is in torch."""
+        values = to_place if self.is_same else np.empty(place.shape, place.dtype)
+        self.to_value = values
+        self.gradient = torch.from_numpy(values.reshape(parameter.shape))
+
+    def hand_over(self) -> None:
+        """Has the parameter hold the gradient that loops have."""
+        if not self.parameter.requires_grad:
+            return
+        if not self.is_same:
+            np.multiply(self.to_place, self.factor, out=self.to_value)
+        self.parameter.grad = self.gradient
 
 
 class Point:
@@ -243,7 +269,7 @@ class Point:
     def add_gradient(
         self, by_energy: Tensor, by_forces: Tensor, by_virials: Tensor, sign: float
     ) -> None:
-        """Adds the gradient of a loss to that of the parameters; see the module.
+        """Adds the gradient of a loss to what loops have left in the parameters; see the module.
 
         Args:
             by_energy: (n_systems,) derivative of the loss by energies.
@@ -256,12 +282,11 @@ class Point:
         positions, cell, here, there = displace(
             inputs, sign * DISPLACEMENT, loops.cutoff, loops.weights.out, *slopes
         )
-        for _, whole in loops.halves:
-            whole.fill(0.0)
+        loops.clear()
         assert loops.work is not None
         self._add(loops.work, here)
         self._add(loops.run(inputs._replace(positions=positions, cell=cell), forces=False), there)
-        loops.accumulate()
+        loops.hand_over()
 
     def _add(self, work: layout.Pass, factors: Array) -> None:
         """Adds that of the energies of atoms, times factors (N,)."""
@@ -337,7 +362,7 @@ def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
         pairs=np.empty((n_atoms, capacity, 4)),
         basis=room(n_atoms, capacity, 32),
         seen=room(HARMONICS, n_atoms, channels),
-        density=room(layers - 1, HARMONICS, n_atoms, channels + n),
+        told=room(layers - 1, HARMONICS, n_atoms, n),
         raw=room(layers, HARMONICS, n_atoms, 3 * n),
         functions=room(layers, HARMONICS, n_atoms, 2 * n),
         plain=room(layers - 1, HARMONICS, n_atoms, 2 * n),
@@ -346,12 +371,9 @@ def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
         invariants=room(n_atoms, invariants),
         hidden=room(n_atoms, len(weights.hidden)),
         to_seen=room(HARMONICS, n_atoms, channels),
-        to_raw=room(layers, HARMONICS, n_atoms, 3 * n),
         to_element=room(layers, n_atoms, 3 * n),
-        to_plain=room(layers - 1, HARMONICS, n_atoms, 2 * n),
         to_gate=room(layers - 1, n_atoms, 2 * n),
         to_said=room(layers - 1, n_atoms, 2 * n),
-        to_filters=room(layers - 1, n_atoms, parts, 2, BUNDLE),
         heard=room(layers - 1, n_atoms, parts, BUNDLE),
         to_invariants=room(n_atoms, invariants),
         slope=np.empty((n_atoms, capacity, 3)),

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mdlearn.jit import compiled
-from mdlearn.lanes import WIDTH, load, store, total
+from mdlearn.jit import borrowed, compiled
+from mdlearn.lanes import WIDTH, fetch, load, store, total
+from mdlearn.matrices import add_product, multiply_into
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push
@@ -31,7 +32,7 @@ from mdlearn.potentials.kernels.pair import (
     weigh,
     weigh_both,
 )
-from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.rows import Array, clear, copy
 from mdlearn.potentials.kernels.sphere import (
     FASTMATH,
     HARMONICS,
@@ -90,8 +91,8 @@ def _hear_back(
 ) -> None:
     """From what others heard of some atoms: the adjoint of what these said, (M, W, 2F).
 
-    That of the filters is left behind, and the derivative by the pairs is added if forces are
-    asked for.
+    That of the filters takes the place of what was said, and the derivative by the pairs is added
+    if forces are asked for.
     """
     dtype = said.dtype
     filters = weights.filters[layer]
@@ -101,10 +102,11 @@ def _hear_back(
     r, rises, sums = np.empty(32, dtype), np.empty(32, dtype), np.empty(1024, dtype)
     heard, q, product = np.empty(64, dtype), np.empty(64, dtype), np.empty(32, dtype)
     adjoint = np.empty((parts, 2 * BUNDLE), dtype)
+    to_filters = np.empty((parts, 2 * BUNDLE), dtype)
     table, parity = weights.table, weights.table[48:]
     for n in range(atoms[0], atoms[1]):
         clear(adjoint)
-        spoken, to_filters = work.spoken[layer, n], work.to_filters[layer, n]
+        spoken = work.spoken[layer, n]
         clear(to_filters)
         for k in range(work.within[n]):
             pair, slot, basis = work.pairs[n, k], work.slots[n, k], work.basis[n, k]
@@ -119,8 +121,8 @@ def _hear_back(
                 evaluate_along(there, listener[part], listener[part], heard)
                 evaluate_along(here, spoken[part], spoken[part, BUNDLE:], q)
                 _multiply_pair(heard, q, product)
-                expand_pair(basis, product, to_filters[part, 0])
-                expand_pair(basis, product[16:], to_filters[part, 1])
+                expand_pair(basis, product, to_filters[part])
+                expand_pair(basis, product[16:], to_filters[part, BUNDLE:])
                 if forces:
                     filter_pair(basis[16:], filters[part], rises)
                     along += weigh_both(heard, q, r, rises)
@@ -132,6 +134,7 @@ def _hear_back(
                 across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
                 push_pair(pair, along, across, work.slope[n, slot])
         lay_apart(adjoint, n - atoms[0], said)
+        copy(to_filters, spoken)
 
 
 @compiled(inner=True)
@@ -149,21 +152,15 @@ def _forward(
     n_layers, n = work.functions.shape[0], work.functions.shape[3] // 2
     seen, channels, dtype = work.seen, work.seen.shape[2], work.seen.dtype
     if layer > 0:
-        density = work.density[layer - 1]
-        told = np.empty((HARMONICS, after - first, n), dtype)
-        hear(layer - 1, atoms, j, weights, work, told)
-        for m in range(HARMONICS):
-            for atom in range(first, after):
-                for c in range(channels):
-                    density[m, atom, c] = seen[m, atom, c]
-                for c in range(n):
-                    density[m, atom, channels + c] = told[m, atom - first, c]
+        hear(layer - 1, atoms, j, weights, work, work.told[layer - 1, :, first:after])
     for m in range(HARMONICS):
         degree, raws = weights.degree[m], work.raw[layer, m, first:after]
         if layer == 0:
-            np.dot(seen[m, first:after], weights.first[degree], raws)
+            multiply_into(seen[m, first:after], weights.first[degree], raws)
         else:
-            np.dot(work.density[layer - 1, m, first:after], weights.mix[layer - 1, degree], raws)
+            mix = weights.mix[layer - 1, degree]
+            multiply_into(seen[m, first:after], mix[:channels], raws)
+            add_product(work.told[layer - 1, m, first:after], mix[channels:], raws)
     f, g, fg = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
     triple = np.empty(n, dtype)
     for atom in range(first, after):
@@ -196,12 +193,11 @@ def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, w
     n = work.functions.shape[3] // 2
     for m in range(HARMONICS):
         speak = weights.speak[layer, weights.degree[m]]
-        np.dot(work.functions[layer, m, first:after], speak, work.plain[layer, m, first:after])
-    given = np.empty((after - first, 3 * n), work.invariants.dtype)
-    for atom in range(first, after):
-        for c in range(3 * n):
-            given[atom - first, c] = work.invariants[atom, 3 * n * layer + c]
-    gates = np.dot(given, weights.gate[layer].T)
+        functions, plain = work.functions[layer, m, first:after], work.plain[layer, m, first:after]
+        multiply_into(functions, speak, plain)
+    given = work.invariants[first:after, 3 * n * layer : 3 * n * (layer + 1)]
+    gates = np.empty((after - first, 2 * n), given.dtype)
+    multiply_into(given, weights.gate_turned[layer], gates)
     bias = weights.gate_bias[layer]
     for atom in range(first, after):
         said = weights.said[layer, index[atom]]
@@ -227,7 +223,7 @@ def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, w
 def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
     """The energies of some atoms, and the adjoints of their invariants."""
     first, after = atoms
-    np.dot(work.invariants[first:after], weights.hidden.T, work.hidden[first:after])
+    multiply_into(work.invariants[first:after], weights.hidden_turned, work.hidden[first:after])
     rises = np.empty((after - first, len(weights.hidden)), work.hidden.dtype)
     out, linear = weights.out[0], weights.linear[0]
     for atom in range(first, after):
@@ -244,10 +240,21 @@ def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) ->
         for c in range(len(linear)):
             energy += linear[c] * work.invariants[atom, c]
         work.energies[atom] += weights.scale * energy
-    np.dot(rises, weights.hidden, work.to_invariants[first:after])
+    multiply_into(rises, weights.hidden, work.to_invariants[first:after])
     for atom in range(first, after):
         for c in range(len(linear)):
             work.to_invariants[atom, c] += weights.scale * linear[c]
+
+
+@compiled(inner=True)
+def _turn_back(adjoint: Array, factors: Array, given: Array, to_factors: Array) -> None:
+    """Back through given × factors: the adjoint of what was given takes its place.
+
+    That of the factors is added to theirs.
+    """
+    for c in range(len(adjoint)):
+        to_factors[c] += adjoint[c] * given[c]
+        given[c] = adjoint[c] * factors[c]
 
 
 @compiled(merge=True)
@@ -269,7 +276,7 @@ def _backward(
         _hear_back(layer, atoms, forces, j, weights, work, to_functions)
         _speak_back(layer, atoms, to_functions, weights, work)
     f, g, back = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
-    to_f, to_g = _columns(n, dtype), _columns(n, dtype)
+    to_f, to_g, to_h = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
     for atom in range(first, after):
         factors = weights.element[layer, index[atom]]
         to_element = work.to_element[layer, atom]
@@ -282,39 +289,34 @@ def _backward(
                 to_f[m, c], to_g[m, c] = source[c], 0.0
                 by_product = given[2 * n + c] * factors[2 * n + c] * raw[2 * n + c]
                 back[m, c] = source[n + c] + by_product
+            fg = work.functions[layer, m, atom, n:]
+            for c in range(0, n, LANES):
+                fetch(fg, c)
         for c in range(n):
             to_f[0, c] += given[c]
             back[0, c] += given[n + c]
         multiply(back, g, weights.coupling, weights.couples, to_f)
         multiply(back, f, weights.coupling, weights.couples, to_g)
         for m in range(HARMONICS):
-            raw, to_raw = work.raw[layer, m, atom], work.to_raw[layer, m, atom]
+            raw = work.raw[layer, m, atom]
             fg = work.functions[layer, m, atom, n:]
             for c in range(n):
-                v, w, u = to_f[m, c], to_g[m, c], given[2 * n + c] * fg[c]
-                to_element[c] += v * raw[c]
-                to_element[n + c] += w * raw[n + c]
-                to_element[2 * n + c] += u * raw[2 * n + c]
-                to_raw[c] = v * factors[c]
-                to_raw[n + c] = w * factors[n + c]
-                to_raw[2 * n + c] = u * factors[2 * n + c]
-    channels = work.seen.shape[2]
-    seen = np.empty((after - first, channels), dtype)
+                to_h[m, c] = given[2 * n + c] * fg[c]
+            _turn_back(to_f[m, :n], factors, raw, to_element)
+            _turn_back(to_g[m, :n], factors[n:], raw[n:], to_element[n:])
+            _turn_back(to_h[m, :n], factors[2 * n :], raw[2 * n :], to_element[2 * n :])
     told = np.empty((after - first, n), dtype)
     for m in range(HARMONICS):
-        given_back = work.to_raw[layer, m, first:after]
-        degree = weights.degree[m]
-        mix = weights.first[degree] if layer == 0 else weights.mix[layer - 1, degree]
-        if forces:
-            np.dot(given_back, mix[:channels].T, seen)
-            for atom in range(first, after):
-                to_seen = work.to_seen[m, atom]
-                if layer == n_layers - 1:
-                    clear(to_seen)
-                for c in range(channels):
-                    to_seen[c] += seen[atom - first, c]
+        given_back = work.raw[layer, m, first:after]
+        degree, to_seen = weights.degree[m], work.to_seen[m, first:after]
+        if forces and layer == 0:
+            add_product(given_back, weights.first_turned[degree], to_seen)
+        elif forces and layer == n_layers - 1:
+            multiply_into(given_back, weights.seen_turned[layer - 1, degree], to_seen)
+        elif forces:
+            add_product(given_back, weights.seen_turned[layer - 1, degree], to_seen)
         if layer > 0:
-            np.dot(given_back, mix[channels:].T, told)
+            multiply_into(given_back, weights.told_turned[layer - 1, degree], told)
             for atom in range(first, after):
                 for part in range(n // LANES):
                     heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
@@ -335,22 +337,15 @@ def _speak_back(
         to_gate, to_said = work.to_gate[layer, atom], work.to_said[layer, atom]
         clear(to_said)
         for m in range(HARMONICS):
-            plain, to_plain = work.plain[layer, m, atom], work.to_plain[layer, m, atom]
-            for c in range(2 * n):
-                v = said[m, place, c]
-                to_said[c] += v * plain[c]
-                to_plain[c] = v * factors[c]
+            _turn_back(said[m, place], factors, work.plain[layer, m, atom], to_said)
         for c in range(2 * n):
             to_gate[c] = to_said[c] * rises[c]
             to_said[c] += said[0, place, c]
-    given = np.dot(work.to_gate[layer, first:after], weights.gate[layer])
-    for atom in range(first, after):
-        row = work.to_invariants[atom, 3 * n * layer : 3 * n * (layer + 1)]
-        for c in range(3 * n):
-            row[c] += given[atom - first, c]
+    given = work.to_invariants[first:after, 3 * n * layer : 3 * n * (layer + 1)]
+    add_product(work.to_gate[layer, first:after], weights.gate[layer], given)
     for m in range(HARMONICS):
-        speak = weights.speak[layer, weights.degree[m]]
-        np.dot(work.to_plain[layer, m, first:after], speak.T, said[m])
+        speak = weights.speak_turned[layer, weights.degree[m]]
+        multiply_into(work.plain[layer, m, first:after], speak, said[m])
 
 
 @compiled(nogil=True)
@@ -379,6 +374,7 @@ def sweep(
         work: is overwritten.
         meeting: of the threads that share blocks, after each stage.
     """
+    inputs, weights, work = borrowed(inputs), borrowed(weights), borrowed(work)
     index, j = inputs.species, inputs.j
     n_layers = work.functions.shape[0]
     for stage in range(stages[0], stages[1]):

@@ -63,10 +63,27 @@ class Weights(NamedTuple):
     """(1, H)"""
     linear: Array
     """(1, V)"""
+    first_turned: Array
+    """(4, 3F, C), `first` turned round: adjoints go that way, and a product with a matrix that is
+    read across its rows takes twice as long. Likewise"""
+    seen_turned: Array
+    """(I - 1, 4, 3F, C), the rows of `mix` for what is seen,"""
+    told_turned: Array
+    """(I - 1, 4, 3F, F), and for what is heard,"""
+    speak_turned: Array
+    """(I - 1, 4, 2F, 2F),"""
+    gate_turned: Array
+    """(I - 1, 3F, 2F), and"""
+    hidden_turned: Array
+    """(V, H)."""
 
 
 class Pass(NamedTuple):
-    """What a pass of the loops over a batch leaves behind."""
+    """What a pass of the loops over a batch leaves behind.
+
+    On the way back an adjoint takes the place of what it is of, where nothing else is asked of
+    that: what does not fit into caches is what the loops would wait for.
+    """
 
     within: Array
     """(N,) int64, neighbors within the cutoff,"""
@@ -78,36 +95,31 @@ class Pass(NamedTuple):
     """(N, K, 32), and their radial functions and derivatives."""
     seen: Array
     """(M, N, C), the first density."""
-    density: Array
-    """(I - 1, M, N, C + F), the others: what is seen, and what is heard."""
+    told: Array
+    """(I - 1, M, N, F), what is heard: the others are both."""
     raw: Array
-    """(I, M, N, 3F), the same mixed, before the factors of elements."""
+    """(I, M, N, 3F), the same mixed, before the factors of elements; then its adjoint."""
     functions: Array
     """(I, M, N, 2F), f and fg,"""
     plain: Array
-    """(I - 1, M, N, 2F), what atoms say, before the gate."""
+    """(I - 1, M, N, 2F), what atoms say, before the gate; then its adjoint."""
     gates: Array
     """(I - 1, N, 2, 2F), factors and their derivatives by what the gate is given."""
     spoken: Array
-    """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes."""
+    """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes; then what an atom has
+    said adds to the adjoint of the filters."""
     invariants: Array
     """(N, V)"""
     hidden: Array
     """(N, H), before the activation."""
     to_seen: Array
     """(M, N, C), the adjoint of the first density; those after it are of what is named alike:"""
-    to_raw: Array
-    """(I, M, N, 3F)"""
     to_element: Array
     """(I, N, 3F), of the factors of an atom's element."""
-    to_plain: Array
-    """(I - 1, M, N, 2F)"""
     to_gate: Array
     """(I - 1, N, 2F), of what the gate makes before its activation."""
     to_said: Array
     """(I - 1, N, 2F), of what an atom's element says."""
-    to_filters: Array
-    """(I - 1, N, F/16, 2, 256), by what was said by an atom."""
     heard: Array
     """(I - 1, N, F/16, 256): of what each atom hears, harmonics by lanes."""
     to_invariants: Array

@@ -9,12 +9,16 @@ import math
 
 import numpy as np
 
-from mdlearn.jit import compiled
+from mdlearn.jit import borrowed, compiled
 from mdlearn.lanes import WIDTH, load, store
+from mdlearn.matrices import add_product_turned
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.learning_layout import Gradient, Pass, Weights
-from mdlearn.potentials.kernels.rows import Array, add
+from mdlearn.potentials.kernels.rows import Array
+
+FEW = 64
+"""Atoms that are summed up at once: libraries are faster with products that need no packing."""
 
 
 @compiled()
@@ -102,21 +106,15 @@ def _add_by_degree(
         degree: of the harmonics.
         out: is added to.
     """
-    columns, rows = adjoint.shape[2], given.shape[2]
-    first, count = degree**2, 2 * degree + 1
-    n_atoms = atoms[1] - atoms[0]
-    weighted = np.empty((count, n_atoms, columns), adjoint.dtype)
-    known = np.empty((count, n_atoms, rows), adjoint.dtype)
-    for m in range(count):
-        for place in range(n_atoms):
-            n = atoms[0] + place
-            row, source, factor = weighted[m, place], adjoint[first + m, n], factors[n]
-            for d in range(columns):
-                row[d] = factor * source[d]
-            row, source = known[m, place], given[first + m, n]
-            for c in range(rows):
-                row[c] = source[c]
-    add(np.dot(known.reshape(-1, rows).T, weighted.reshape(-1, columns)), out)
+    weighted = np.empty((FEW, given.shape[2]), given.dtype)
+    for m in range(degree**2, (degree + 1) ** 2):
+        for first in range(atoms[0], atoms[1], FEW):
+            after = min(first + FEW, atoms[1])
+            for n in range(first, after):
+                row, source, factor = weighted[n - first], given[m, n], factors[n]
+                for c in range(len(row)):
+                    row[c] = factor * source[c]
+            add_product_turned(weighted[: after - first], adjoint[m, first:after], out)
 
 
 @compiled(merge=True)
@@ -146,7 +144,7 @@ def _add_of_head(
         row = work.invariants[n]
         for c in range(len(row)):
             linear[c] += factor * row[c]
-    add(np.dot(to_hidden.T, work.invariants[first:after]), gradient.hidden)
+    add_product_turned(to_hidden, work.invariants[first:after], gradient.hidden)
 
 
 @compiled(nogil=True)
@@ -171,13 +169,18 @@ def add_gradient(
         work: of `learning.sweep`.
         gradient: is added to.
     """
-    layers, (first, after) = len(weights.element), atoms
+    weights, work, gradient = borrowed(weights), borrowed(work), borrowed(gradient)
+    layers, channels, (first, after) = len(weights.element), work.seen.shape[2], atoms
     for part in range(parts[0], parts[1]):
         layer, degree = part // 10, part % 10
         if degree < 4:
-            given = work.seen if layer == 0 else work.density[layer - 1]
-            out = gradient.first[degree] if layer == 0 else gradient.mix[layer - 1, degree]
-            _add_by_degree(given, work.to_raw[layer], atoms, factors, degree, out)
+            if layer == 0:
+                out = gradient.first[degree]
+            else:
+                given, mix = work.told[layer - 1], gradient.mix[layer - 1, degree]
+                _add_by_degree(given, work.raw[layer], atoms, factors, degree, mix[channels:])
+                out = mix[:channels]
+            _add_by_degree(work.seen, work.raw[layer], atoms, factors, degree, out)
         elif degree == 4:
             _add_by_element(work.to_element[layer], atoms, factors, index, gradient.element[layer])
         elif layer == layers - 1:
@@ -185,19 +188,19 @@ def add_gradient(
         elif degree < 9:
             degree -= 5
             out = gradient.speak[layer, degree]
-            given, adjoint = work.functions[layer], work.to_plain[layer]
+            given, adjoint = work.functions[layer], work.plain[layer]
             _add_by_degree(given, adjoint, atoms, factors, degree, out)
         else:
             _add_by_element(work.to_said[layer], atoms, factors, index, gradient.said[layer])
             to_gate, bias = work.to_gate[layer, first:after].copy(), gradient.gate_bias[layer]
             filters = gradient.filters[layer].reshape(-1)
             for n in range(first, after):
-                to_filters, row = work.to_filters[layer, n].reshape(-1), to_gate[n - first]
+                to_filters, row = work.spoken[layer, n].reshape(-1), to_gate[n - first]
                 for c in range(len(filters)):
                     filters[c] += factors[n] * to_filters[c]
                 for c in range(len(bias)):
                     row[c] *= factors[n]
                     bias[c] += row[c]
             width = weights.gate.shape[2]
-            given_gate = work.invariants[first:after, layer * width : (layer + 1) * width].copy()
-            add(np.dot(to_gate.T, given_gate), gradient.gate[layer])
+            given_gate = work.invariants[first:after, layer * width : (layer + 1) * width]
+            add_product_turned(to_gate, given_gate, gradient.gate[layer])
