@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlearn.jit import compiled
+from mdlearn.lanes import WIDTH, load, store
+from mdlearn.lanes import total as total_of
+from mdlearn.matrices import multiply_into
+from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.rows import Array, clear
 
 
@@ -85,32 +89,28 @@ def envelope(u: float) -> tuple[float, float]:
     return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
 
 
-@compiled(inner=True)
-def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x))."""
-    return 1.0 / (1.0 + math.exp(-x))
-
-
 @compiled(merge=True)
 def read(block: int, index: Array, weights: Any, work: Any) -> None:
     """The energies of the atoms of a block; their invariants become the adjoints of these."""
     _, width, _ = work.invariants.shape
     began = block * width
     members = min(width, len(index) - began)
-    hidden = np.dot(work.invariants[block], weights.hidden)  # (W, H)
+    hidden = np.empty((width, len(weights.out)), weights.out.dtype)
+    multiply_into(work.invariants[block], weights.hidden, hidden)
     for place in range(members):
-        bias = weights.hidden_bias[index[began + place]]
+        row, bias = hidden[place], weights.hidden_bias[index[began + place]]
         energy = 0.0
-        for c in range(hidden.shape[1]):
-            v = hidden[place, c] + bias[c]
-            s = sigmoid(v)
-            energy += weights.out[c] * (v * s - bias[c] * sigmoid(bias[c]))
-            hidden[place, c] = weights.out[c] * s * (1.0 + v * (1.0 - s))
+        for c in range(0, len(row), WIDTH):
+            least, weight = load(bias, c), load(weights.out, c)
+            value, rise = silu(load(row, c) + least)
+            alone, _ = silu(least)
+            energy += total_of(weight * (value - alone))
+            store(row, c, weight * rise)
         for c in range(len(weights.linear)):
             energy += weights.linear[c] * work.invariants[block, place, c]
         work.energies[began + place] += energy
     adjoint = work.invariants[block]
-    np.dot(hidden, weights.hidden_back, adjoint)
+    multiply_into(hidden, weights.hidden_back, adjoint)
     for place in range(width):
         for c in range(len(weights.linear)):
             adjoint[place, c] += weights.linear[c]

@@ -13,7 +13,9 @@ import numpy as np
 
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, load, store
-from mdlearn.potentials.kernels.atoms import look, push, read, sigmoid
+from mdlearn.matrices import add_product, multiply_into
+from mdlearn.potentials.kernels.activation import silu
+from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
@@ -51,14 +53,6 @@ def _flat(functions: Array) -> Array:
     return functions.reshape(HARMONICS, -1)
 
 
-@compiled(inner=True)
-def _put(rows: Array, out: Array, first: int) -> None:
-    """Copies rows into the columns of others from the first on; for compilation, see `clear`."""
-    for place in range(rows.shape[0]):
-        for c in range(rows.shape[1]):
-            out[place, first + c] = rows[place, c]
-
-
 @compiled(merge=True)
 def _forward(
     layer: int, block: int, index: Array, j: Array, weights: Weights, work: Workspace
@@ -69,18 +63,14 @@ def _forward(
     mixed, product = work.mixed[layer, block], work.product[layer, block]
     seen, dtype = work.seen[block], mixed.dtype
     channels = seen.shape[2]
-    told = np.zeros((HARMONICS, width, n), dtype)
-    density = np.empty((width, channels + n), dtype)
+    told = np.empty((HARMONICS, width, n), dtype)
     if layer > 0:
         hear(layer - 1, atoms, j, weights, work, told)
     out = np.empty((width, 3 * n), dtype)
     for m in range(HARMONICS):
-        if layer == 0:
-            np.dot(seen[m], weights.mix[layer, m, :channels], out)
-        else:
-            _put(seen[m], density, 0)
-            _put(told[m], density, channels)
-            np.dot(density, weights.mix[layer, m], out)
+        multiply_into(seen[m], weights.mix[layer, m, :channels], out)
+        if layer > 0:
+            add_product(told[m], weights.mix[layer, m, channels:], out)
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
             for kind in range(3):
@@ -91,55 +81,49 @@ def _forward(
     f, g, h = mixed[0], mixed[1], mixed[2]
     clear(product)
     multiply(_flat(f), _flat(g), weights.coupling, weights.couples, _flat(product))
-    given, invariants = np.zeros((width, 3 * n), dtype), work.invariants[block]
     for place in range(width):
-        if place < atoms[1] - atoms[0]:
-            row = given[place]
+        row = work.invariants[block, place, 3 * n * layer : 3 * n * (layer + 1)]
+        triple = row[2 * n :]
+        clear(triple)
+        for c in range(n):
+            row[c], row[n + c] = f[0, place, c], product[0, place, c]
+        for m in range(HARMONICS):
             for c in range(n):
-                row[c], row[n + c] = f[0, place, c], product[0, place, c]
-            for m in range(HARMONICS):
-                for c in range(n):
-                    row[2 * n + c] += product[m, place, c] * h[m, place, c]
-        for c in range(3 * n):
-            invariants[place, 3 * n * layer + c] = given[place, c]
+                triple[c] += product[m, place, c] * h[m, place, c]
     if layer < n_layers - 1:
-        _speak(layer, block, given, index, weights, work)
+        _speak(layer, block, index, weights, work)
 
 
 @compiled(merge=True)
-def _speak(
-    layer: int, block: int, given: Array, index: Array, weights: Weights, work: Workspace
-) -> None:
-    """What the atoms of a block say, from their functions and their invariants (W, 3F)."""
+def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspace) -> None:
+    """What the atoms of a block say, from their functions and their invariants."""
     _, _, _, width, n = work.product.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     plain = work.plain[layer, block]
-    functions = np.empty((width, 2 * n), given.dtype)
     for m in range(HARMONICS):
-        _put(work.mixed[layer, block, 0, m], functions, 0)
-        _put(work.product[layer, block, m], functions, n)
-        for half in range(2):
-            np.dot(functions, weights.speak[layer, half, m], plain[half, m])
-    gates = np.dot(given, weights.gate[layer])
+        speak = weights.speak[layer, m]
+        multiply_into(work.mixed[layer, block, 0, m], speak[:n], plain[m])
+        add_product(work.product[layer, block, m], speak[n:], plain[m])
+    given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
+    gates = np.empty((width, 2 * n), plain.dtype)
+    multiply_into(given, weights.gate[layer], gates)
     for atom in range(atoms[0], atoms[1]):
         place = atom - atoms[0]
         said = weights.said[layer, index[atom]]
         factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]
-        for c in range(2 * n):
-            v = gates[place, c] + weights.gate_bias[layer, c]
-            s = sigmoid(v)
-            factors[c] = v * s + said[c]
-            rises[c] = s * (1.0 + v * (1.0 - s))
+        for c in range(0, 2 * n, WIDTH):
+            value, rise = silu(load(gates[place], c) + load(weights.gate_bias[layer], c))
+            store(factors, c, value + load(said, c))
+            store(rises, c, rise)
         for part in range(n // LANES):
             for half in range(2):
                 spoken = work.spoken[layer, atom, part, half * BUNDLE : (half + 1) * BUNDLE]
-                first = part * LANES
+                first = half * n + part * LANES
                 for m in range(HARMONICS):
                     for c in range(LANES):
-                        factor = factors[half * n + first + c]
-                        spoken[m * LANES + c] = plain[half, m, place, first + c] * factor
+                        spoken[m * LANES + c] = plain[m, place, first + c] * factors[first + c]
                 for c in range(LANES):
-                    spoken[c] += said[half * n + first + c]
+                    spoken[c] += said[first + c]
 
 
 @compiled(merge=True)
@@ -185,7 +169,7 @@ def _backward(
             _flat(back[one]),
         )
     given = np.zeros((width, 3 * n), dtype)
-    out, told = np.empty((width, seen.shape[2]), dtype), np.empty((width, n), dtype)
+    told = np.empty((width, n), dtype)
     for m in range(HARMONICS):
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
@@ -194,12 +178,9 @@ def _backward(
                 weight = factors[kind * n : (kind + 1) * n]
                 for c in range(n):
                     row[c] = source[c] * weight[c]
-        np.dot(given, weights.seen_back[layer, m], out)
-        for place in range(width):
-            for c in range(out.shape[1]):
-                seen[m, place, c] += out[place, c]
+        add_product(given, weights.seen_back[layer, m], seen[m])
         if layer > 0:
-            np.dot(given, weights.told_back[layer, m], told)
+            multiply_into(given, weights.told_back[layer, m], told)
             for atom in range(atoms[0], atoms[1]):
                 for part in range(n // LANES):
                     heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
@@ -227,24 +208,18 @@ def _speak_back(
         place = atom - atoms[0]
         factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]
         for m in range(HARMONICS):
-            for half in range(2):
-                for c in range(n):
-                    v = said[m, place, half * n + c]
-                    said[m, place, half * n + c] = v * factors[half * n + c]
-                    gates[place, half * n + c] += v * plain[half, m, place, c]
+            for c in range(2 * n):
+                v = said[m, place, c]
+                said[m, place, c] = v * factors[c]
+                gates[place, c] += v * plain[m, place, c]
         for c in range(2 * n):
             gates[place, c] *= rises[c]
-    given, invariants = np.dot(gates, weights.gate_back[layer]), work.invariants[block]
-    for place in range(width):
-        for c in range(3 * n):
-            invariants[place, 3 * n * layer + c] += given[place, c]
-    functions = np.empty((width, 2 * n), said.dtype)
+    given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
+    add_product(gates, weights.gate_back[layer], given)
     for m in range(HARMONICS):
-        np.dot(said[m], weights.speak_back[layer, m], functions)
-        for place in range(width):
-            for c in range(n):
-                to_function[m, place, c] = functions[place, c]
-                to_product[m, place, c] = functions[place, n + c]
+        speak = weights.speak_back[layer, m]
+        multiply_into(said[m], speak[:, :n], to_function[m])
+        multiply_into(said[m], speak[:, n:], to_product[m])
 
 
 @compiled(placed=True)

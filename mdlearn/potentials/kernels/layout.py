@@ -42,7 +42,7 @@ class Weights(NamedTuple):
     element: Array
     """(I, Z, 3F)"""
     speak: Array
-    """(I, 2, M, 2F, F), from f and fg to values and slopes."""
+    """(I, M, 2F, 2F), from f and fg to values and slopes."""
     speak_back: Array
     """(I, M, 2F, 2F)"""
     gate: Array
@@ -91,7 +91,7 @@ class Workspace(NamedTuple):
     product: Array
     """(I, blocks, M, W, F), fg."""
     plain: Array
-    """(I, blocks, 2, M, W, F), what atoms say, before the gate."""
+    """(I, blocks, M, W, 2F), what atoms say, before the gate."""
     gates: Array
     """(I, N, 2, 2F), factors and their derivatives by what the gate is given."""
     spoken: Array

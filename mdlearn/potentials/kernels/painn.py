@@ -11,6 +11,7 @@ import numpy as np
 
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
+from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
@@ -181,19 +182,20 @@ def _forward(
         copy(work.vectors[layer - 1, block], vectors)
     _hear(layer, atoms, weights, work, change.reshape(-1), vectors.reshape(-1))
     mixed = work.mixed[layer, block]
-    np.dot(vectors, weights.mix[layer], mixed)
+    multiply_into(vectors, weights.mix[layer], mixed)
     lengths, products = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
     _measure(mixed.reshape(-1), weights.softness, n, lengths, products)
-    response = np.dot(change, weights.own[layer])
-    add(np.dot(lengths, weights.lengths[layer]), response)
+    response = np.empty((width, n), change.dtype)
+    multiply_into(change, weights.own[layer], response)
+    add_product(lengths, weights.lengths[layer], response)
     members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
     _activate(response, weights.own_start[layer], members, rises, 1.0)
     gates = work.gates[layer, block]
-    np.dot(response, weights.gates[layer], gates)
-    gates += weights.gates_bias[layer]
-    add(np.dot(response, weights.scalars[layer]), change)
+    multiply_into(response, weights.gates[layer], gates)
+    add_product(response, weights.scalars[layer], change)
     for place in range(width):
         gate = gates[place]
+        add(weights.gates_bias[layer], gate)
         for c in range(n):
             change[place, c] += gate[c] * products[place, c]
         for axis in range(3):
@@ -229,14 +231,14 @@ def _speak(
     """What the atoms of a block say in a layer after the first, from their scalars and vectors."""
     change, vectors = work.invariants[block], work.vectors[layer - 1, block]
     width, n = change.shape
-    hidden = np.dot(change, weights.speak_hidden[layer])
+    hidden, spoken = np.empty((width, n), change.dtype), np.empty((width, 3 * n), change.dtype)
+    multiply_into(change, weights.speak_hidden[layer], hidden)
     _activate(hidden, weights.speak_start[layer], members, work.speak_rises[layer, block], 0.0)
-    spoken = np.dot(hidden, weights.speak_out[layer])
-    spoken += weights.speak_bias[layer]
+    multiply_into(hidden, weights.speak_out[layer], spoken)
     loudness = work.loudness[layer, block]
     for place in range(width):
-        for c in range(n):
-            loudness[place, c] = spoken[place, 2 * n + c]
+        add(weights.speak_bias[layer], spoken[place])
+        copy(spoken[place, 2 * n :], loudness[place])
     for place in range(len(members)):
         said = work.said[layer, first + place]
         copy(spoken[place, : 2 * n], said[: 2 * n])
@@ -256,16 +258,20 @@ def _update_back(
     mixed, gates = work.mixed[layer, block], work.gates[layer, block]
     to_gates = np.empty((width, 2 * n), change.dtype)
     for place in range(width):
-        u = mixed[place], mixed[width + place], mixed[2 * width + place]
-        x, y, z = turning[place], turning[width + place], turning[2 * width + place]
-        for c in range(n):
-            product = u[0][c] * u[0][n + c] + u[1][c] * u[1][n + c] + u[2][c] * u[2][n + c]
-            to_gates[place, c] = change[place, c] * product
-            to_gates[place, n + c] = x[c] * u[0][c] + y[c] * u[1][c] + z[c] * u[2][c]
-    inner = np.dot(change, weights.scalars_back[layer])
-    add(np.dot(to_gates, weights.gates_back[layer]), inner)
+        for lane in range(0, n, WIDTH):
+            to_product = load(change[place], lane)
+            product = to_vector = alike(0.0, to_product)
+            for row in range(place, 3 * width, width):
+                one, other = load(mixed[row], lane), load(mixed[row], n + lane)
+                product = product + one * other
+                to_vector = to_vector + load(turning[row], lane) * one
+            store(to_gates[place], lane, to_product * product)
+            store(to_gates[place], n + lane, to_vector)
+    inner, to_lengths = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
+    multiply_into(change, weights.scalars_back[layer], inner)
+    add_product(to_gates, weights.gates_back[layer], inner)
     scale(work.rises[layer, block], inner)
-    to_lengths = np.dot(inner, weights.lengths_back[layer])
+    multiply_into(inner, weights.lengths_back[layer], to_lengths)
     to_mixed = np.empty((3 * width, 2 * n), change.dtype)
     _mix_back(
         mixed.reshape(-1),
@@ -277,8 +283,8 @@ def _update_back(
         n,
         to_mixed.reshape(-1),
     )
-    add(np.dot(inner, weights.own_back[layer]), change)
-    add(np.dot(to_mixed, weights.mix_back[layer]), turning)
+    add_product(inner, weights.own_back[layer], change)
+    add_product(to_mixed, weights.mix_back[layer], turning)
     for atom in range(atoms[0], atoms[1]):
         place, heard = atom - atoms[0], work.heard[layer % 2, atom]
         copy(change[place], heard[:n])
@@ -322,18 +328,21 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     change, turning = work.invariants[block], work.turning[block]
     width, n = change.shape
     vectors, loudness = work.vectors[layer - 1, block], work.loudness[layer, block]
-    spoken = np.zeros((width, 3 * n), change.dtype)
+    spoken = np.empty((width, 3 * n), change.dtype)
     for place in range(width):
         copy(adjoint[place, : 2 * n], spoken[place, : 2 * n])
-        for axis in range(3):
-            row = axis * width + place
-            for c in range(n):
-                back = adjoint[place, (2 + axis) * n + c]
-                spoken[place, 2 * n + c] += back * vectors[row, c]
-                turning[row, c] += back * loudness[place, c]
-    hidden = np.dot(spoken, weights.speak_out_back[layer])
+        for lane in range(0, n, WIDTH):
+            loud = load(loudness[place], lane)
+            sums = alike(0.0, loud)
+            for axis in range(3):
+                row, back = axis * width + place, load(adjoint[place], (2 + axis) * n + lane)
+                sums = sums + back * load(vectors[row], lane)
+                store(turning[row], lane, load(turning[row], lane) + back * loud)
+            store(spoken[place], 2 * n + lane, sums)
+    hidden = np.empty((width, n), change.dtype)
+    multiply_into(spoken, weights.speak_out_back[layer], hidden)
     scale(work.speak_rises[layer, block], hidden)
-    add(np.dot(hidden, weights.speak_hidden_back[layer]), change)
+    add_product(hidden, weights.speak_hidden_back[layer], change)
 
 
 @compiled(placed=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
+from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -154,7 +155,8 @@ def _forward(
     width, n_features = change.shape
     heard = np.zeros((width, n_features), change.dtype)
     _hear(layer, atoms, weights, work, heard.reshape(-1))
-    hidden = np.dot(heard, weights.inner[layer])
+    hidden = np.empty_like(heard)
+    multiply_into(heard, weights.inner[layer], hidden)
     flat = hidden.reshape(-1)
     for lane in range(0, n_features, WIDTH):
         bias = load(weights.inner_bias[layer], lane)
@@ -164,14 +166,13 @@ def _forward(
             value, rise = shifted_softplus(load(flat, here) + bias)
             store(flat, here, value - alone)
             store(rises, here, rise)
-    changed = np.dot(hidden, weights.outer[layer])
     if layer == 0:
-        copy(changed, change)
+        multiply_into(hidden, weights.outer[layer], change)
     else:
-        add(changed, change)
+        add_product(hidden, weights.outer[layer], change)
     if layer + 1 < len(weights.speak):
         said = work.said[layer + 1][block * width : (block + 1) * width]
-        np.dot(change, weights.speak[layer + 1], said)
+        multiply_into(change, weights.speak[layer + 1], said)
         for n in range(atoms[0], atoms[1]):
             add(weights.start[layer + 1, index[n]], said[n - atoms[0]])
 
@@ -180,11 +181,11 @@ def _forward(
 def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what has changed in a block to that of what was heard."""
     change = work.invariants[block]
-    width = len(change)
-    hidden = np.dot(change, weights.outer_back[layer])
+    width, hidden = len(change), np.empty_like(change)
+    multiply_into(change, weights.outer_back[layer], hidden)
     scale(work.rises[layer, block], hidden)
     heard = work.heard[layer % 2][block * width : (block + 1) * width]
-    np.dot(hidden, weights.inner_back[layer], heard)
+    multiply_into(hidden, weights.inner_back[layer], heard)
 
 
 @compiled(placed=True)
@@ -216,7 +217,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
         adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
         _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
         if layer > 0:
-            add(np.dot(adjoint, weights.speak_back[layer]), work.invariants[block])
+            add_product(adjoint, weights.speak_back[layer], work.invariants[block])
         else:
             _point(atoms, work)
     else:
