@@ -307,18 +307,8 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    names = (
-        "jit",
-        "lanes",
-        "matrices",
-        "meeting",
-        "search",
-        "neighbors",
-        "guards",
-        "momenta",
-        "chain",
-    )
-    sources = [here / f"{name}.py" for name in names]
+    names = "jit lanes matrices meeting search neighbors guards momenta chain"
+    sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn" / state

@@ -276,7 +276,7 @@ def _backward(
         _hear_back(layer, atoms, forces, j, weights, work, to_functions)
         _speak_back(layer, atoms, to_functions, weights, work)
     f, g, back = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
-    to_f, to_g, to_h = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
+    to_f, to_g, to_h = _columns(n, dtype), _columns(n, dtype), np.empty(n, dtype)
     for atom in range(first, after):
         factors = weights.element[layer, index[atom]]
         to_element = work.to_element[layer, atom]
@@ -291,7 +291,7 @@ def _backward(
                 back[m, c] = source[n + c] + by_product
             fg = work.functions[layer, m, atom, n:]
             for c in range(0, n, LANES):
-                fetch(fg, c)
+                fetch(fg, c)  # for later, when nobody has to wait for it any more
         for c in range(n):
             to_f[0, c] += given[c]
             back[0, c] += given[n + c]
@@ -301,10 +301,10 @@ def _backward(
             raw = work.raw[layer, m, atom]
             fg = work.functions[layer, m, atom, n:]
             for c in range(n):
-                to_h[m, c] = given[2 * n + c] * fg[c]
+                to_h[c] = given[2 * n + c] * fg[c]
             _turn_back(to_f[m, :n], factors, raw, to_element)
             _turn_back(to_g[m, :n], factors[n:], raw[n:], to_element[n:])
-            _turn_back(to_h[m, :n], factors[2 * n :], raw[2 * n :], to_element[2 * n :])
+            _turn_back(to_h, factors[2 * n :], raw[2 * n :], to_element[2 * n :])
     told = np.empty((after - first, n), dtype)
     for m in range(HARMONICS):
         given_back = work.raw[layer, m, first:after]
