@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.frozen_network import (
-    BLOCK,
     FrozenNetwork,
     Loops,
     array,
     common_room,
     common_weights,
     padded,
+    width_of,
 )
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import layout
@@ -133,7 +133,7 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
     n_layers, n_harmonics, width, columns = weights.mix.shape
     n, dtype = columns // 3, weights.mix.dtype
     channels, bundles = width - n, n // layout.LANES
-    block = min(BLOCK, n_atoms + n_atoms % 2)  # their features fill lanes
+    block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:

@@ -25,7 +25,7 @@ from mdlearn.system import Evaluation, System
 
 COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16
-"""Atoms whose linear maps are one matrix product, and that one thread takes at a time."""
+"""Atoms whose linear maps are one matrix product, and that one thread takes at a time, at most."""
 
 
 class Loops(NamedTuple):
@@ -198,6 +198,18 @@ def few_inputs() -> Inputs:
     few, table = np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
     positions, cell, shift = np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((2, 2, 3))
     return Inputs(positions, cell, few, few, table, shift, table, table.astype(bool))
+
+
+def width_of(n_atoms: int) -> int:
+    """Atoms of a block: an even number, whose features fill lanes.
+
+    Where there is more than one block there is an even number of them, of one size but for the
+    last: three blocks would take two threads as long as four.
+    """
+    count = -(-n_atoms // BLOCK)
+    count += count % 2 if count > 1 else 0
+    width = -(-n_atoms // count)
+    return width + width % 2
 
 
 def share_blocks(team: Team, count: int, work: Callable[[tuple[int, int], Meeting], None]) -> None:

@@ -9,7 +9,6 @@ from torch.nn.functional import silu
 
 from mdlearn.lanes import WIDTH
 from mdlearn.potentials.frozen_network import (
-    BLOCK,
     FrozenNetwork,
     Loops,
     array,
@@ -19,6 +18,7 @@ from mdlearn.potentials.frozen_network import (
     square,
     stacked,
     turned,
+    width_of,
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import painn as kernel
@@ -110,7 +110,7 @@ def _tables(network: PaiNN) -> Array:
 def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
     layers, n, _ = weights.own.shape
-    block = min(BLOCK, n_atoms)
+    block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mdlearn.lanes import WIDTH
 from mdlearn.potentials.frozen_network import (
-    BLOCK,
     FrozenNetwork,
     Loops,
     array,
@@ -20,6 +19,7 @@ from mdlearn.potentials.frozen_network import (
     square,
     stacked,
     turned,
+    width_of,
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
@@ -78,7 +78,7 @@ def schnet_filters(network: SchNet) -> Array:
 def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
     n_layers, n_features, _ = weights.speak.shape
-    block = min(BLOCK, n_atoms)
+    block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:
