@@ -28,7 +28,7 @@ from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
-from mdlearn.potentials.frozen_network import FrozenNetwork
+from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
 from mdlearn.potentials.kernels import sphere
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
@@ -140,6 +140,22 @@ def test_single_precision_is_as_good_as_the_network_in_it(name: str) -> None:
     assert (frozen.forces - eager.forces).abs().max() < 1e-5
     assert (frozen.forces - truth).abs().max() < 3.0 * (eager.forces - truth).abs().max()
     assert frozen.energies.dtype == frozen.forces.dtype == torch.float64
+
+
+def test_blocks_give_two_threads_as_little_as_they_can() -> None:
+    def most(n_atoms: int, width: int) -> int:
+        """Atoms of the thread that has more of them."""
+        blocks = -(-n_atoms // width)
+        return min(-(-blocks // 2) * width, n_atoms)
+
+    for n_atoms in range(1, 1000):
+        width = width_of(n_atoms)
+        assert width % 2 == 0
+        assert width <= BLOCK
+        assert (n_atoms <= width) == (n_atoms <= BLOCK)
+        assert most(n_atoms, width) <= most(n_atoms, BLOCK)
+    # Two, four and six molecules of nine atoms.
+    assert [most(9 * count, width_of(9 * count)) for count in (2, 4, 6)] == [10, 20, 28]
 
 
 def test_narrow_gaussians_have_knots_enough() -> None:

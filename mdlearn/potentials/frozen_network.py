@@ -203,8 +203,8 @@ def few_inputs() -> Inputs:
 def width_of(n_atoms: int) -> int:
     """Atoms of a block: an even number, whose features fill lanes.
 
-    Where there is more than one block there is an even number of them, of one size but for the
-    last: three blocks would take two threads as long as four.
+    More than one block are two, four and so on of one size, as far as that goes: three would take
+    two threads as long as four.
     """
     count = -(-n_atoms // BLOCK)
     count += count % 2 if count > 1 else 0
