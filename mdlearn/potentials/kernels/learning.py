@@ -309,12 +309,12 @@ def _backward(
     for m in range(HARMONICS):
         given_back = work.raw[layer, m, first:after]
         degree, to_seen = weights.degree[m], work.to_seen[m, first:after]
-        if forces and layer == 0:
-            add_product(given_back, weights.first_turned[degree], to_seen)
-        elif forces and layer == n_layers - 1:
-            multiply_into(given_back, weights.seen_turned[layer - 1, degree], to_seen)
-        elif forces:
-            add_product(given_back, weights.seen_turned[layer - 1, degree], to_seen)
+        if forces:
+            turned = weights.seen_turned[layer - 1] if layer > 0 else weights.first_turned
+            if layer == n_layers - 1:
+                multiply_into(given_back, turned[degree], to_seen)
+            else:
+                add_product(given_back, turned[degree], to_seen)
         if layer > 0:
             multiply_into(given_back, weights.told_turned[layer - 1, degree], told)
             for atom in range(first, after):

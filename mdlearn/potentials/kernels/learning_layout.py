@@ -12,7 +12,7 @@ from mdlearn.potentials.kernels.rows import Array
 
 
 class Weights(NamedTuple):
-    """Parameters in the shapes that torch gives them, and what does not change."""
+    """Parameters in the shapes of torch, some of them turned round, and what does not change."""
 
     cutoff: float
     stretch: float
@@ -96,7 +96,7 @@ class Pass(NamedTuple):
     seen: Array
     """(M, N, C), the first density."""
     told: Array
-    """(I - 1, M, N, F), what is heard: the others are both."""
+    """(I - 1, M, N, F), what is heard; the densities after the first one are both."""
     raw: Array
     """(I, M, N, 3F), the same mixed, before the factors of elements; then its adjoint."""
     functions: Array
