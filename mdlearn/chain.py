@@ -30,13 +30,10 @@ def drive(
     Returns:
         The factor of what has the kinetic energy, and the energy that the chain has received.
     """
-    length, q = len(v), np.empty(len(v))
-    factor, heat = 1.0, 0.0
+    length, factor, heat = len(v), 1.0, 0.0
+    q = (kT * time**2 * freedom, kT * time**2)  # of the first thermostat, and of the others
     for i in range(length):
-        q[i] = kT * time**2
-    q[0] *= freedom
-    for i in range(length):
-        heat -= 0.5 * q[i] * v[i] ** 2
+        heat -= 0.5 * q[min(i, 1)] * v[i] ** 2
     for weight in SUZUKI_YOSHIDA:
         h = weight * dt
         for i in range(length - 1, -1, -1):
@@ -48,19 +45,25 @@ def drive(
         for i in range(length):
             v[i] = _accelerated(i, v, q, kT, freedom, twice_kinetic * factor**2, h)
     for i in range(length):
-        heat += 0.5 * q[i] * v[i] ** 2
+        heat += 0.5 * q[min(i, 1)] * v[i] ** 2
     return factor, heat
 
 
 @compiled(error_model="numpy", inner=True)
 def _accelerated(
-    i: int, v: Array, q: Array, kT: float, freedom: float, twice_kinetic: float, dt: float
+    i: int,
+    v: Array,
+    q: tuple[float, float],
+    kT: float,
+    freedom: float,
+    twice_kinetic: float,
+    dt: float,
 ) -> Any:
     """The velocity of one thermostat, half of dt later."""
     if i == 0:
         push = (twice_kinetic - freedom * kT) / q[0]
     else:
-        push = (q[i - 1] * v[i - 1] ** 2 - kT) / q[i]
+        push = (q[min(i - 1, 1)] * v[i - 1] ** 2 - kT) / q[1]
     if i == len(v) - 1:
         return v[i] + push * 0.5 * dt
     brake = math.exp(-0.25 * dt * v[i + 1])

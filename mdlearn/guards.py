@@ -198,17 +198,18 @@ def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | N
         atoms = (system.masses, state.momenta, system.numbers, evaluation.forces)
         energies = (evaluation.energy, state.bath, conserved, state.freedom)
         known = (limits.force, limits.kT)
-        return torch.from_numpy(
-            usage(
-                _arrays(places),
-                _arrays(atoms),
-                _arrays(energies),
-                _arrays(watched),
-                _arrays(known),
-                limits.drift,
-                HOTTEST,
-            )
+        found = torch.empty(5, len(conserved), dtype=conserved.dtype)
+        usage(
+            _arrays(places),
+            _arrays(atoms),
+            _arrays(energies),
+            _arrays(watched),
+            _arrays(known),
+            limits.drift,
+            HOTTEST,
+            found.numpy(),
         )
+        return found[:4]
     return _shares_by_operations(state, watched, conserved, limits)
 
 

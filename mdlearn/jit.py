@@ -239,6 +239,37 @@ def borrowed(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
+@instruction
+def on_stack(typing: Any, count: Any, like: Any) -> Any:
+    """An array of so many numbers, of the type of another one's, which are not set.
+
+    It is there until the function returns that asks for it, or that this is made a part of, and it
+    is never returned. The count stands in the source. It takes no time to have, and the compiler
+    knows that nobody else sees it.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None  # Numba tries again with the number itself
+    kind, size = types.Array(like.dtype, 1, "C"), count.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        word, number = ir.IntType(64), context.get_data_type(like.dtype)
+        row = cgutils.alloca_once(builder, ir.ArrayType(number, size))
+        row.align = 64
+        array = context.make_array(kind)(context, builder)
+        itemsize = ir.Constant(word, like.dtype.bitwidth // 8)
+        context.populate_array(
+            array,
+            data=builder.bitcast(row, number.as_pointer()),
+            shape=cgutils.pack_array(builder, [ir.Constant(word, size)]),
+            strides=cgutils.pack_array(builder, [itemsize]),
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return kind(count, like), generate
+
+
 def _owners(kind: Any) -> list[bool]:
     """Of the words of a value of some type, which name the owner of an array."""
     if isinstance(kind, types.Array):

@@ -8,23 +8,47 @@ a compiled function, of either precision; a number that meets them counts for ea
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import models, overload, register_model
+from numpy.typing import DTypeLike, NDArray
 
 from mdlearn.jit import instruction
 
 WIDTH = 32
 """Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
+LINE = 64
+"""Bytes that a cache has in one piece."""
 PERMITTED = ("contract", "nsz")
 """A product and a sum may be rounded once, nothing else: equal lanes have equal results."""
 INDEX = ir.IntType(32)
 Lanes = Any
 """In signatures: a value of this type."""
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array that begins where a line of the cache does, as NumPy's need not.
+
+    What lies across two lines takes twice as long to load, and lanes would all lie so.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    room = np.zeros(size + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first : first + size].view(kind).reshape(shape)
+
+
+def aligned(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy that begins where a line of the cache does."""
+    copy = zeros(values.shape, values.dtype)
+    copy[...] = values
+    return copy
 
 
 class LanesType(types.Type):

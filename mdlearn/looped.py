@@ -100,6 +100,8 @@ class LoopedSteps:
             moved=np.zeros((2, len(energy))),
             share=np.zeros(1),
             done=np.zeros(2, np.int64),
+            scratch=np.empty((5, len(energy))),
+            strains=np.empty((len(energy), 3, 3)),
         )
         if splitting.thermostat and self.place == 0:
             half = THERMOSTATS[splitting.thermostat]

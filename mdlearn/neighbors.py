@@ -233,7 +233,9 @@ def moved_since_build(system: System, neighbors: Neighbors) -> Tensor:
     known = tuple([each.numpy() for each in cells])
     x, reference, of_system = system.positions, neighbors.reference, system.system
     arrays = (x.numpy(), reference.numpy(), of_system.numpy(), known, neighbors.reach.numpy())
-    return torch.from_numpy(furthest(*arrays))
+    largest, strains = np.empty(len(cells[0]), arrays[0].dtype), np.empty_like(known[0])
+    furthest(*arrays, strains, largest)
+    return torch.from_numpy(largest)
 
 
 def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
@@ -252,19 +254,24 @@ def furthest(
     system: NDArray[np.int64],
     cells: tuple[NDArray[Any], ...],
     reach: NDArray[Any],
-) -> NDArray[Any]:
+    strains: NDArray[Any],
+    largest: NDArray[Any],
+) -> None:
     """`moved_since_build` in one loop: operations would be half of a step of a small system.
 
-    Cells are those now, those of the lists, their inverse, and the wear of lists.
+    Cells are those now, those of the lists, their inverse, and the wear of lists. What is found is
+    written to `largest` (n_systems,), and strains (n_systems, 3, 3) are overwritten.
     """
     cell, reference_cell, inverse_cell, wear = cells
-    largest, strains = np.zeros(len(cell), positions.dtype), np.zeros_like(cell)
     for s in range(len(cell)):
+        largest[s] = 0.0
         for row in range(3):
             for axis in range(3):
+                strain = 0.0
                 for k in range(3):
                     change = cell[s, k, axis] - reference_cell[s, k, axis]
-                    strains[s, row, axis] += inverse_cell[s, row, k] * change
+                    strain += inverse_cell[s, row, k] * change
+                strains[s, row, axis] = strain
     for n in range(len(positions)):
         x, strain = reference[n], strains[system[n]]
         square = 0.0
@@ -280,4 +287,3 @@ def furthest(
                 square += strains[s, row, axis] ** 2
         closer = 0.5 * reach[()] * math.sqrt(square)
         largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)
-    return largest

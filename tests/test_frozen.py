@@ -21,6 +21,7 @@ from torch import Tensor
 from mdlearn.atoms import to_system
 from mdlearn.integrators import velocity_verlet
 from mdlearn.jit import compiled, kind_of
+from mdlearn.lanes import LINE
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
 from mdlearn.potentials import beforehand, frozen_network
@@ -32,6 +33,8 @@ from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
 from mdlearn.potentials.kernels import sphere
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
+from mdlearn.potentials.painn import PaiNN
+from mdlearn.potentials.schnet import SchNet
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees
 from mdlearn.potentials.threads import FEW_PAIRS
 from mdlearn.simulate import isolated, simulate, start
@@ -156,6 +159,42 @@ def test_blocks_give_two_threads_as_little_as_they_can() -> None:
         assert most(n_atoms, width) <= most(n_atoms, BLOCK)
     # Two, four and six molecules of nine atoms.
     assert [most(9 * count, width_of(9 * count)) for count in (2, 4, 6)] == [10, 20, 28]
+
+
+@pytest.mark.parametrize("architecture", [SchNet, PaiNN])
+def test_one_atom_of_a_pair_looks_after_it(architecture: type[Network]) -> None:
+    """Also where an atom sees its own images; and no atom has all the work."""
+    frozen = freeze(random_network(architecture))
+    assert isinstance(frozen, FrozenNetwork)
+    for atoms in (crystal().repeat((2, 2, 2)), tiny()):
+        system = to_system(atoms)
+        neighbors = build(system, frozen.cutoff, 0.5)
+        evaluate(frozen, system, neighbors)
+        work, looked_after = frozen.work, set()
+        for n in range(len(work.own)):
+            for slot in work.slots[n, : work.own[n]].tolist():
+                here = n * work.slots.shape[1] + slot
+                looked_after.add(frozenset((here, int(neighbors.reverse[n, slot]))))
+        assert 2 * len(looked_after) == 2 * work.own.sum() == work.within.sum()
+        assert work.own.max() < 0.8 * work.within.max()
+    itself = neighbors.j == torch.arange(2)[:, None]
+    assert (itself & neighbors.valid).any()
+
+
+@each_network
+def test_lanes_do_not_lie_across_lines_of_the_cache(name: str) -> None:
+    frozen, system = freeze(random_potential(name).float()), to_system(crystal())
+    assert isinstance(frozen, FrozenNetwork)
+    evaluate(frozen, system, build(system, frozen.cutoff, 0.5))
+    scratches = [each.value.scratch for each in frozen.rooms.values()]
+    single = [
+        each
+        for given in (frozen.weights, frozen.work, *scratches)
+        for each in given
+        if isinstance(each, np.ndarray) and each.dtype == np.float32
+    ]
+    assert len(single) > 20
+    assert all(each.ctypes.data % LINE == 0 for each in single)
 
 
 def test_narrow_gaussians_have_knots_enough() -> None:

@@ -14,7 +14,7 @@ from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
 from mdlearn.potentials.kernels.activation import shifted_softplus, silu
 from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.spline import ROWS, blend_once, filtered, filtered_both
+from mdlearn.potentials.kernels.spline import ROWS, blend_once, filtered
 
 
 @compiled(keep=False)
@@ -100,10 +100,8 @@ def test_what_is_no_number_stays_none() -> None:
 
 @compiled(keep=False)
 def look_up(table: Array, place: int, weights: Array, out: Array) -> None:
-    value, slope = filtered_both(table, place, weights)
-    store(out, 0, filtered(table, place, weights))
-    store(out, WIDTH, value)
-    store(out, 2 * WIDTH, slope)
+    store(out, 0, filtered(table, place, weights, 0))
+    store(out, WIDTH, filtered(table, place, weights, ROWS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -114,14 +112,14 @@ def test_a_table_is_its_function(dtype: torch.dtype) -> None:
         return torch.sin(frequencies * y[:, None] + 0.3)
 
     rows = tabulate(waves, dtype)
-    intervals = len(rows) - ROWS + 1
-    weights, out = np.empty(2 * ROWS), np.empty((3, WIDTH))
-    steepest = 30.0 * float(frequencies.max())
+    intervals = len(rows) - ROWS
+    weights, out = np.empty(2 * ROWS), np.empty((2, WIDTH))
+    steepest = float(frequencies.max())
     for y in (0.0, 1e-9, 0.1234, 0.5, 0.87, 1.0):
         # Times an envelope of 0.8 that rises by 0.6, at a distance of 3 y.
         place = blend_once(y, 1.0 / 3.0, 0.8, 0.6, intervals, np.empty(ROWS), weights)
         look_up(rows.reshape(-1), place, weights, out.reshape(-1))
         value = torch.sin(frequencies * y + 0.3).numpy()
         slope = (frequencies * torch.cos(frequencies * y + 0.3)).numpy()
-        assert np.abs(out[:2] - 0.8 * value).max() < TOLERANCE[dtype]
-        assert np.abs(out[2] - 0.6 * value - 0.8 / 3.0 * slope).max() < steepest * TOLERANCE[dtype]
+        assert np.abs(out[0] - 0.8 * value).max() < TOLERANCE[dtype] / 20.0
+        assert np.abs(out[1] - 0.6 * value - 0.8 / 3.0 * slope).max() < steepest * TOLERANCE[dtype]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checks import crystal, molecule, random_network
+from numba.core.runtime import _nrt_python, rtsys
 from test_simulate import INTEGRATORS, bits, count
 from torch import Tensor
 
@@ -154,6 +155,36 @@ def test_blocks_outputs_threads_and_restarts_change_no_bit(
 def bytes_of(neighbors: Neighbors) -> bytes:
     """Where atoms were when lists were built."""
     return neighbors.reference.numpy().tobytes()
+
+
+@every_ensemble
+@pytest.mark.parametrize("architecture", [SchNet, PaiNN, Equivariant])
+def test_steps_ask_for_no_memory(
+    ensemble: str, architecture: type[ParametricPotential], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many steps ask for as much as one."""
+    system, potential = batch(), network(architecture)
+    dynamics, asked, move = dynamics_of(ensemble, potential, system), [], FrozenNetwork.move
+
+    def counted(*arguments: Any) -> Any:
+        before = rtsys.get_allocation_stats().alloc
+        found = move(*arguments)
+        asked.append((arguments[3].steps, rtsys.get_allocation_stats().alloc - before))
+        return found
+
+    run(dynamics, begin(dynamics, system), 2)  # compiles what is needed
+    monkeypatch.setattr(FrozenNetwork, "move", counted)
+    _nrt_python.memsys_enable_stats()
+    try:
+        for block in (1, 16):
+            monkeypatch.setitem(driver.BLOCK, "cpu", block)
+            run(dynamics, begin(dynamics, system), 16)
+    finally:
+        _nrt_python.memsys_disable_stats()
+    steps_done = {each[0] for each in asked if each[0] > 0}
+    assert max(steps_done) >= 4 * min(steps_done)
+    assert len({each[1] for each in asked if each[0] > 0}) == 1
+    assert asked[0][1] > 0, "what is returned is counted"
 
 
 def test_each_system_moves_as_if_it_were_alone() -> None:

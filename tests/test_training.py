@@ -346,6 +346,24 @@ class TestLoop:
         expected = [0.5e-2 * (1.0 + math.cos(math.pi * step / 42)) for step in range(1, 42, 4)]
         assert rates == pytest.approx([1e-2 * 4 / 6, *expected], rel=1e-9)
 
+    def test_weights_walk_no_further_in_a_long_run(self) -> None:
+        """As steps of a random walk: by the root of their number."""
+        schedule = Schedule(1, 0.0, None, None, 1e-2, 0.9, 0, long=2500.0)
+        rates = [schedule.highest_rate(total) for total in (100, 2500, 10_000, 1_000_000)]
+        assert rates == pytest.approx([1e-2, 1e-2, 5e-3, 5e-4], rel=1e-12)
+        assert schedule._replace(long=None).highest_rate(1_000_000) == 1e-2
+
+    def test_a_long_run_has_small_steps(self, frames: list[Frame]) -> None:
+        rates = []
+        for long in (None, 4.0):
+            examples = [make_example(frame, 4.0) for frame in frames]
+            schedule = Schedule(16, 0.0, None, 5, 1e-2, 0.9, 0, long=long)
+            training = Training(make_network(frames), WEIGHTS, schedule)
+            history = list(fit(training, examples[4:], [concatenate(examples[:4])]))
+            rates.append([each.learning_rate for each in history])
+        steps = 16 * -(-(len(frames) - 4) // 5)
+        assert rates[1] == pytest.approx([rate * (4.0 / steps) ** 0.5 for rate in rates[0]])
+
     def test_budget_ends_the_run_in_time(self, frames: list[Frame]) -> None:
         examples = [make_example(frame, 4.0) for frame in frames]
         schedule = Schedule(None, 3.0, 10_000, 5, 1e-2, 0.9, 0)

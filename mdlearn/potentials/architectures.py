@@ -97,6 +97,11 @@ def learning_rate(architecture: str) -> float:
     return min(kind.learning_rate for kind in _kinds(architecture))
 
 
+def long_training(architecture: str) -> float | None:
+    """The steps of a training from which on that is smaller; see `training.schedule.Schedule`."""
+    return min((kind.long for kind in _kinds(architecture) if kind.long), default=None)
+
+
 def _kinds(architecture: str) -> list[type[ParametricPotential]]:
     return [ARCHITECTURES[name] for name in architecture.split("+")]
 

@@ -67,6 +67,7 @@ class Equivariant(Network):
         "large": Size(64, 3, 12),
     }
     learning_rate: ClassVar[float] = 1e-2
+    long: ClassVar[float | None] = 2500.0
 
     def __init__(
         self,

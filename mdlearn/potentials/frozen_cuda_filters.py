@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
     places: Tensor
     """(N, K) int32, see `triton_filters.approach`."""
     blends: Tensor
-    """(N, K, 12), likewise."""
+    """(N, K, 10), likewise."""
 
 
 class Filters(NamedTuple):
@@ -145,7 +145,7 @@ def approach(
         distance.numel(),
         cutoff,
         listening.crowding,
-        len(listening.filters[0].table) - (ROWS - 1),
+        len(listening.filters[0].table) - ROWS,
         THREADS,
     )
     return Pairs(distance, r / distance[..., None], neighbors.j, places, blends)

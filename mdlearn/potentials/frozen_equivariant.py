@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mdlearn.lanes import zeros
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.frozen_network import (
@@ -137,7 +138,7 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:
-        return np.zeros(shape, dtype)
+        return zeros(shape, dtype)
 
     return layout.Workspace(
         **common_room(n_atoms, capacity),
@@ -150,4 +151,16 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
         spoken=room(n_layers - 1, n_atoms, bundles, 2 * layout.BUNDLE),
         heard=room(n_layers - 1, n_atoms, bundles, layout.BUNDLE),
         invariants=room(blocks, block, 3 * n * n_layers),
+        scratch=layout.Scratch(
+            seen=room(len(weights.wall), layout.BUNDLE),
+            told=room(bundles, layout.BUNDLE),
+            adjoint=room(bundles, 2 * layout.BUNDLE),
+            functions=room(n_harmonics, block, n),
+            back=room(3, n_harmonics, block, n),
+            said=room(n_harmonics, block, 2 * n),
+            out=room(block, 3 * n),
+            row=room(block, n),
+            gates=room(block, 2 * n),
+            head=room(block, len(weights.out)),
+        ),
     )

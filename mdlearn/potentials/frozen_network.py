@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mdlearn.jit import Helper, Words, keep_blas_on_one_thread, kind_of, place_of
-from mdlearn.lanes import WIDTH
+from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
@@ -74,7 +74,8 @@ class FrozenNetwork(Frozen):
         self.species = network.species
         self.elements = network.elements
         self.precision = network.wall.start.dtype
-        self.weights, self.room, self.loops = weights, room, loops
+        own = [aligned(each) if isinstance(each, np.ndarray) else each for each in weights]
+        self.weights, self.room, self.loops = weights._make(own), room, loops
         self.places: tuple[int, int] | None = None
         """Where the loops are in memory, once they are compiled,"""
         self.around = (0, 0)
@@ -83,7 +84,9 @@ class FrozenNetwork(Frozen):
         """That compiles half of them, once it has been asked to."""
         self.work: Any = None
         self.known: list[Words[Any]] = []
-        """Weights and workspace, and what is found there, as loops have them in memory."""
+        """Weights, and what is found in the workspace, as loops have them in memory;"""
+        self.rooms: dict[int, Words[Any]] = {}
+        """and the workspace, with a scratch for each thread, by the first block it works on."""
         self.rest = Words(rest())
         self.seen: Seen | None = None
         keep_blas_on_one_thread()
@@ -108,7 +111,7 @@ class FrozenNetwork(Frozen):
             self.work = self.room(self.weights, n_atoms, capacity)
             width = self.work.invariants.shape[1]
             found = Found(width, self.work.energies, self.work.forces)
-            self.known = [Words(each) for each in (self.weights, self.work, found)]
+            self.known, self.rooms = [Words(self.weights), Words(found)], {}
         work, inputs = self.work, self.look(system, neighbors)
         places = self.places = self.places or self._compile(inputs.value)
         if motion.steps and not self.around[0]:
@@ -116,12 +119,13 @@ class FrozenNetwork(Frozen):
             assert kind_of((inputs.value, motion)) == kind_of((few_inputs(), rest()))
             self.around = place_of_motion(depart), place_of_motion(arrive)
         moves = self.rest if motion is self.rest.value else Words(motion)
-        weights, room, results = self.known
-        known = (inputs.address, weights.address, room.address, results.address, moves.address)
-        given = (self.loops.turn, (*places, *self.around), known, motion.steps)
+        weights, results = self.known
+        calls = (*places, *self.around)
 
         def part(blocks: tuple[int, int], meeting: Meeting) -> None:
-            sweep(self.loops.stages, blocks, *given, meeting)
+            room = self.room_of(blocks[0])
+            known = (inputs.address, weights.address, room, results.address, moves.address)
+            sweep(self.loops.stages, blocks, self.loops.turn, calls, known, motion.steps, meeting)
 
         share_blocks(self.team, len(work.invariants), part)
         of_system, cell = inputs.value.system, inputs.value.cell
@@ -133,6 +137,13 @@ class FrozenNetwork(Frozen):
             torch.from_numpy(work.energies.copy()),
             torch.from_numpy(work.virials.copy()),
         )
+
+    def room_of(self, first: int) -> int:
+        """Where the workspace is in memory for a thread, given the first block it works on."""
+        if first not in self.rooms:
+            own = [aligned(each) for each in self.work.scratch]
+            self.rooms[first] = Words(self.work._replace(scratch=self.work.scratch._make(own)))
+        return self.rooms[first].address
 
     def begin_compiling(self) -> None:
         """See `Frozen`."""
@@ -172,7 +183,8 @@ class FrozenNetwork(Frozen):
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        block: int = sum(each.nbytes for each in self.room(self.weights, BLOCK, capacity))
+        *shared, _ = self.room(self.weights, BLOCK, capacity)
+        block: int = sum(each.nbytes for each in shared)
         return block * -(-n_atoms // BLOCK)
 
 
@@ -294,8 +306,8 @@ def common_room(n_atoms: int, capacity: int) -> dict[str, Array]:
     return {
         "within": np.zeros(n_atoms, np.int64),
         "slots": np.zeros((n_atoms, capacity), np.int64),
-        "pairs": np.zeros((n_atoms, capacity, 4)),
-        "slope": np.zeros((n_atoms, capacity, 3)),
+        "pairs": zeros((n_atoms, capacity, 4), np.float64),
+        "slope": zeros((n_atoms, capacity, 3), np.float64),
         "energies": np.zeros(n_atoms),
         "forces": np.zeros((n_atoms, 3)),
         "virials": np.zeros((n_atoms, 3, 3)),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mdlearn.lanes import WIDTH
+from mdlearn.lanes import WIDTH, zeros
 from mdlearn.potentials.frozen_network import (
     FrozenNetwork,
     Loops,
@@ -22,7 +22,7 @@ from mdlearn.potentials.frozen_network import (
 )
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import painn as kernel
-from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
+from mdlearn.potentials.kernels.painn_layout import Scratch, Weights, Workspace
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.painn import SOFTNESS, Message, PaiNN, Update
 from mdlearn.potentials.pairs import ChebyshevBasis
@@ -114,7 +114,7 @@ def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:
-        return np.zeros(shape, weights.own.dtype)
+        return zeros(shape, weights.own.dtype)
 
     return Workspace(
         **common_room(n_atoms, capacity),
@@ -130,4 +130,14 @@ def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
         loudness=room(layers, blocks, block, n),
         invariants=room(blocks, block, n),
         turning=room(blocks, 3 * block, n),
+        scratch=Scratch(
+            lengths=room(block, n),
+            products=room(block, n),
+            hidden=room(block, n),
+            gates=room(block, 2 * n),
+            mixed=room(3 * block, 2 * n),
+            spoken=room(block, 3 * n),
+            said=room(block, 5 * n),
+            head=room(block, len(weights.out)),
+        ),
     )

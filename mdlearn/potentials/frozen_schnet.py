@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.lanes import WIDTH
+from mdlearn.lanes import WIDTH, zeros
 from mdlearn.potentials.frozen_network import (
     FrozenNetwork,
     Loops,
@@ -82,7 +82,7 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
     blocks = -(-n_atoms // block)
 
     def room(*shape: int) -> Array:
-        return np.zeros(shape, weights.speak.dtype)
+        return zeros(shape, weights.speak.dtype)
 
     return kernel.Workspace(
         **common_room(n_atoms, capacity),
@@ -92,4 +92,9 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
         heard=room(2, blocks * block, n_features),
         rises=room(n_layers, blocks, block, n_features),
         invariants=room(blocks, block, n_features),
+        scratch=kernel.Scratch(
+            heard=room(block, n_features),
+            hidden=room(block, n_features),
+            head=room(block, len(weights.out)),
+        ),
     )

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mdlearn.jit import Helper, keep_blas_on_one_thread, place_of
+from mdlearn.lanes import zeros
 from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
@@ -122,7 +123,7 @@ class Loops(Frozen):
         }
         views = {name: each.swapaxes(-1, -2) for name, each in across.items()}
         turned: dict[str, Any] = {
-            name: np.empty_like(each, order="C") for name, each in views.items()
+            name: zeros(each.shape, each.dtype) for name, each in views.items()
         }
         self.turned = list(zip(turned.values(), views.values(), strict=True))
         """Matrices turned round, and where they come from."""

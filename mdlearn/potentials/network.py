@@ -81,7 +81,9 @@ class ParametricPotential(nn.Module, ABC):
     sizes: ClassVar[Mapping[str, Size]]
     """Small, medium and large."""
     learning_rate: ClassVar[float] = 1e-3
-    """The largest step size of Adam that it learns well with."""
+    """The largest step size of Adam that it learns well with,"""
+    long: ClassVar[float | None] = None
+    """and the steps from which on it is smaller, see `training.schedule.Schedule`."""
     symmetries: frozenset[str]
     """What leaves the energy as it is, by construction; a subset of `EUCLIDEAN`."""
     keeps_atoms: bool

@@ -286,9 +286,11 @@ def fit(
         stop = False
         for step in range(len(training.losses), len(groups)):
             total = training.epochs * len(groups)
-            warmup = max(1, min(max(len(groups), WARMUP), total // 8))
+            warmup = max(len(groups), WARMUP)
+            if schedule.epochs or epoch > 0:  # else nobody knows yet how many there will be
+                warmup = max(1, min(warmup, total // 8))
             progress = cosine(epoch * len(groups) + step, warmup, total)
-            rate = min((training.steps + 1) / warmup, 1.0 - progress) * schedule.learning_rate
+            rate = min((training.steps + 1) / warmup, 1.0 - progress) * schedule.highest_rate(total)
             weights = balance(training.weights, progress)
             seeds = [(schedule.seed, epoch, int(index)) for index in groups[step]]
             chosen = [train[index] for index in team.share(groups[step].tolist())]

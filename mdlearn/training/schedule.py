@@ -38,6 +38,14 @@ class Schedule(NamedTuple):
     seed: int
     batch_atoms: int = ATOMS_PER_BATCH
     """Atoms per step, where `batch_size` is None."""
+    long: float | None = None
+    """Steps of a run from which on the learning rate is divided by the root of how many times as
+    many there are, so that weights walk no further; None: never."""
+
+    def highest_rate(self, total: int) -> float:
+        """The learning rate after the warm-up, of a run of so many steps."""
+        longer = total / self.long if self.long else 1.0
+        return self.learning_rate / math.sqrt(max(1.0, longer))
 
 
 def cosine(step: float, warmup: float, total: float) -> float:

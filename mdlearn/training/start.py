@@ -18,7 +18,12 @@ from mdlearn.doctor import Finding, examine, refused, require_findings
 from mdlearn.errors import DataError, MDLearnError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.labels import Keys
-from mdlearn.potentials.architectures import default_size, learning_rate, make_potential
+from mdlearn.potentials.architectures import (
+    default_size,
+    learning_rate,
+    long_training,
+    make_potential,
+)
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.potentials.threads import leave_one_thread
@@ -218,16 +223,17 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
     network = network.to(device, dtype)
     if config.freeze:
         freeze(network, config.freeze.split(","))
+    architecture = network.settings.architecture
     schedule = Schedule(
         config.epochs,
         60.0 * config.budget_min,
         config.patience,
         config.batch_size,
-        config.learning_rate
-        or learning_rate(network.settings.architecture) * (SLOWER if old else 1.0),
+        config.learning_rate or learning_rate(architecture) * (SLOWER if old else 1.0),
         config.ema,
         config.seed,
         config.batch_atoms,
+        None if config.learning_rate or old else long_training(architecture),
     )
     weights = Weights(
         config.energy_weight,

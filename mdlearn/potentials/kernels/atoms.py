@@ -95,7 +95,7 @@ def read(block: int, index: Array, weights: Any, work: Any) -> None:
     _, width, _ = work.invariants.shape
     began = block * width
     members = min(width, len(index) - began)
-    hidden = np.empty((width, len(weights.out)), weights.out.dtype)
+    hidden = work.scratch.head
     multiply_into(work.invariants[block], weights.hidden, hidden)
     for place in range(members):
         row, bias = hidden[place], weights.hidden_bias[index[began + place]]

@@ -9,8 +9,6 @@ every time, whatever the number of threads. Letters of axes are those of `layout
 
 from __future__ import annotations
 
-import numpy as np
-
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, load, store
 from mdlearn.matrices import add_product, multiply_into
@@ -61,12 +59,10 @@ def _forward(
     n_layers, _, _, width, n = work.product.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     mixed, product = work.mixed[layer, block], work.product[layer, block]
-    seen, dtype = work.seen[block], mixed.dtype
+    seen, told, out = work.seen[block], work.scratch.functions, work.scratch.out
     channels = seen.shape[2]
-    told = np.empty((HARMONICS, width, n), dtype)
     if layer > 0:
-        hear(layer - 1, atoms, j, weights, work, told)
-    out = np.empty((width, 3 * n), dtype)
+        hear(layer - 1, atoms, j, weights, work, work.scratch.told, told)
     for m in range(HARMONICS):
         multiply_into(seen[m], weights.mix[layer, m, :channels], out)
         if layer > 0:
@@ -105,7 +101,7 @@ def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspa
         multiply_into(work.mixed[layer, block, 0, m], speak[:n], plain[m])
         add_product(work.product[layer, block, m], speak[n:], plain[m])
     given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
-    gates = np.empty((width, 2 * n), plain.dtype)
+    gates = work.scratch.gates
     multiply_into(given, weights.gate[layer], gates)
     for atom in range(atoms[0], atoms[1]):
         place = atom - atoms[0]
@@ -143,12 +139,13 @@ def _backward(
     n_layers, _, _, width, n = work.product.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     mixed, product = work.mixed[layer, block], work.product[layer, block]
-    dtype = mixed.dtype
-    back = np.zeros((3, HARMONICS, width, n), dtype)  # of f, g and h
-    to_product = np.zeros((HARMONICS, width, n), dtype)
+    back, to_product = work.scratch.back, work.scratch.functions
+    clear(back)
+    clear(to_product)
     invariants = work.invariants[block]
     if layer < n_layers - 1:
-        said = np.zeros((HARMONICS, width, 2 * n), dtype)
+        said = work.scratch.said
+        clear(said)
         hear_back(layer, atoms, j, weights, work, said)
         _speak_back(layer, block, index, said, weights, work, back[0], to_product)
     for place in range(width):
@@ -168,8 +165,8 @@ def _backward(
             weights.couples,
             _flat(back[one]),
         )
-    given = np.zeros((width, 3 * n), dtype)
-    told = np.empty((width, n), dtype)
+    given, told = work.scratch.out, work.scratch.row
+    clear(given)
     for m in range(HARMONICS):
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
@@ -203,7 +200,8 @@ def _speak_back(
     _, _, _, width, n = work.product.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     plain = work.plain[layer, block]
-    gates = np.zeros((width, 2 * n), said.dtype)
+    gates = work.scratch.gates
+    clear(gates)
     for atom in range(atoms[0], atoms[1]):
         place = atom - atoms[0]
         factors, rises = work.gates[layer, atom, 0], work.gates[layer, atom, 1]

@@ -73,6 +73,31 @@ class Weights(NamedTuple):
     """(Z,) float64 eV, energies of isolated atoms."""
 
 
+class Scratch(NamedTuple):
+    """What a thread writes and reads within a stage of a block. Every thread has its own."""
+
+    seen: Array
+    """(Z, 256), the first density of an atom,"""
+    told: Array
+    """(F/16, 256), that of what it hears,"""
+    adjoint: Array
+    """(F/16, 512), and that of what it said, backward."""
+    functions: Array
+    """(M, W, F), what is heard in a block; backward, the adjoint of fg."""
+    back: Array
+    """(3, M, W, F), those of f, g and h,"""
+    said: Array
+    """(M, W, 2F), and of what was said."""
+    out: Array
+    """(W, 3F), one harmonic of f, g and h; backward, of their adjoints."""
+    row: Array
+    """(W, F), one of the adjoint of what is heard."""
+    gates: Array
+    """(W, 2F)"""
+    head: Array
+    """(W, H), the hidden layer of the head."""
+
+
 class Workspace(NamedTuple):
     """What stands between the loops; made once for a number of atoms and neighbors."""
 
@@ -108,3 +133,4 @@ class Workspace(NamedTuple):
     """(N, 3) float64 eV/Å."""
     virials: Array
     """(N, 3, 3) float64 eV."""
+    scratch: Scratch

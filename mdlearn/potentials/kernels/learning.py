@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlearn.jit import borrowed, compiled
+from mdlearn.jit import borrowed, compiled, on_stack
 from mdlearn.lanes import WIDTH, fetch, load, store, total
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.meeting import Meeting, meet
@@ -46,7 +46,7 @@ from mdlearn.potentials.kernels.sphere import (
 def _see(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
     """The density of the neighbors of each of some atoms."""
     seen, species = work.seen, len(weights.wall)
-    p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
+    p, y = on_stack(64, seen), on_stack(64, seen)
     density = np.empty((species, BUNDLE), seen.dtype)
     for n in range(atoms[0], atoms[1]):
         see(n, j, index, weights, work, p, y, density)
@@ -60,9 +60,8 @@ def _see(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work:
 def _see_back(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Pass) -> None:
     """Adds the derivative of the energy by pairs, from that by the density."""
     to_seen, species = work.to_seen, len(weights.wall)
-    dtype = to_seen.dtype
-    p, y, q = np.empty(64, dtype), np.empty(64, dtype), np.empty(64, dtype)
-    density = np.zeros((species, BUNDLE), dtype)
+    p, y, q = on_stack(64, to_seen), on_stack(64, to_seen), on_stack(64, to_seen)
+    density = np.zeros((species, BUNDLE), to_seen.dtype)
     for n in range(atoms[0], atoms[1]):
         for m in range(HARMONICS):
             for b in range(weights.radial):
@@ -97,10 +96,10 @@ def _hear_back(
     dtype = said.dtype
     filters = weights.filters[layer]
     parts = len(filters)
-    p, y, t = np.empty(64, dtype), np.empty(128, dtype), np.empty(112, dtype)
+    p, y, t = on_stack(64, said), on_stack(128, said), on_stack(112, said)
     here, there = y[:64], y[64:]
-    r, rises, sums = np.empty(32, dtype), np.empty(32, dtype), np.empty(1024, dtype)
-    heard, q, product = np.empty(64, dtype), np.empty(64, dtype), np.empty(32, dtype)
+    r, rises, sums = on_stack(32, said), on_stack(32, said), on_stack(1024, said)
+    heard, q, product = on_stack(64, said), on_stack(64, said), on_stack(32, said)
     adjoint = np.empty((parts, 2 * BUNDLE), dtype)
     to_filters = np.empty((parts, 2 * BUNDLE), dtype)
     table, parity = weights.table, weights.table[48:]
@@ -152,7 +151,8 @@ def _forward(
     n_layers, n = work.functions.shape[0], work.functions.shape[3] // 2
     seen, channels, dtype = work.seen, work.seen.shape[2], work.seen.dtype
     if layer > 0:
-        hear(layer - 1, atoms, j, weights, work, work.told[layer - 1, :, first:after])
+        density = np.empty((len(weights.filters[layer - 1]), BUNDLE), dtype)
+        hear(layer - 1, atoms, j, weights, work, density, work.told[layer - 1, :, first:after])
     for m in range(HARMONICS):
         degree, raws = weights.degree[m], work.raw[layer, m, first:after]
         if layer == 0:

@@ -95,6 +95,10 @@ class Motion(NamedTuple):
     """(1,)*, the largest of the guards' shares; or NaN."""
     done: Array
     """(2,)* int64: steps that were done; and why no more, or zero."""
+    scratch: Array
+    """(5, n_systems)*, for whoever counts something of systems, and"""
+    strains: Array
+    """(n_systems, 3, 3)*, since lists were built."""
 
 
 class Found(NamedTuple):
@@ -145,6 +149,8 @@ def rest() -> Motion:
         moved=table,
         share=none,
         done=ranks,
+        scratch=table,
+        strains=cells,
     )
 
 
@@ -212,9 +218,9 @@ def _measure(inputs: Inputs, motion: Motion) -> None:
     """How far atoms have moved, and whether any has left its list."""
     reference, cells, inverse, wear = motion.listed
     box = (inputs.cell, cells, inverse, wear)
-    moved = furthest(inputs.positions, reference, inputs.system, box, motion.reach)
+    strains, moved = motion.strains, motion.moved[1]
+    furthest(inputs.positions, reference, inputs.system, box, motion.reach, strains, moved)
     for s in range(len(moved)):
-        motion.moved[1, s] = moved[s]
         if not moved[s] <= motion.good:  # NaN has left, too
             motion.done[1] = GONE
 
@@ -255,12 +261,19 @@ def _account(inputs: Inputs, motion: Motion, found: Found) -> None:
     places = (inputs.positions, inputs.cell, inputs.system)
     atoms = (motion.masses, motion.momenta, motion.numbers, motion.forces)
     energies = (motion.energy, motion.bath, motion.conserved, motion.freedom)
-    shares = usage(
-        places, atoms, energies, motion.watched, motion.limits, motion.drift, motion.hottest
+    usage(
+        places,
+        atoms,
+        energies,
+        motion.watched,
+        motion.limits,
+        motion.drift,
+        motion.hottest,
+        motion.scratch,
     )
     share = motion.share[0]
-    for guard in shares:
-        for each in guard:
+    for guard in range(4):
+        for each in motion.scratch[guard]:
             share = larger(share, each)
     motion.share[0] = share
     for s in range(len(inputs.cell)):

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from mdlearn.jit import compiled
+from mdlearn.jit import compiled, on_stack
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.pair import (
     evaluate_along,
@@ -102,9 +100,8 @@ def expand(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
     """The density of the neighbors of each of some atoms, in the rows of their block (M, W, C)."""
-    p, y = np.empty(64, seen.dtype), np.empty(64, seen.dtype)
-    radial = weights.radial
-    density = np.empty((len(weights.wall), BUNDLE), seen.dtype)
+    p, y = on_stack(64, seen), on_stack(64, seen)
+    radial, density = weights.radial, work.scratch.seen
     clear(seen)
     for n in range(atoms[0], atoms[1]):
         see(n, j, index, weights, work, p, y, density)
@@ -119,9 +116,9 @@ def expand_back(
     atoms: tuple[int, int], j: Array, index: Array, weights: Weights, work: Workspace, seen: Array
 ) -> None:
     """Adds the derivative of the energy by pairs, from that by the density (M, W, C)."""
-    p, y, q = np.empty(64, seen.dtype), np.empty(64, seen.dtype), np.empty(64, seen.dtype)
-    radial = weights.radial
-    density = np.zeros((len(weights.wall), BUNDLE), seen.dtype)
+    p, y, q = on_stack(64, seen), on_stack(64, seen), on_stack(64, seen)
+    radial, density = weights.radial, work.scratch.seen
+    clear(density)
     for n in range(atoms[0], atoms[1]):
         for z in range(len(density)):
             for m in range(HARMONICS):
@@ -132,19 +129,23 @@ def expand_back(
 
 @compiled(inner=True)
 def hear(
-    layer: int, atoms: tuple[int, int], j: Array, weights: Any, work: Any, told: Array
+    layer: int,
+    atoms: tuple[int, int],
+    j: Array,
+    weights: Any,
+    work: Any,
+    density: Array,
+    told: Array,
 ) -> None:
     """The density of what each of some atoms hears, in the rows of their block (M, W, F).
 
-    Also for `learning`, whose weights and workspace have by the same names what it takes.
+    Also for `learning`, whose weights and workspace have by the same names what it takes. The
+    density of one atom (F/16, 256) is overwritten.
     """
-    dtype = told.dtype
     filters = weights.filters[layer]
     parts = len(filters)
-    p, y, q = np.empty(64, dtype), np.empty(128, dtype), np.empty(64, dtype)
-    here, there = y[:64], y[64:]
-    r = np.empty(32, dtype)
-    density = np.empty((parts, BUNDLE), dtype)
+    p, y, q = on_stack(64, told), on_stack(128, told), on_stack(64, told)
+    here, there, r = y[:64], y[64:], on_stack(32, told)
     within, slots, pairs = work.within, work.slots, work.pairs
     basis, said, table = work.basis, work.spoken[layer], weights.table
     for n in range(atoms[0], atoms[1]):
@@ -171,14 +172,12 @@ def hear_back(
 
     The derivative of the energy by the pairs along which it was said is added.
     """
-    dtype = said.dtype
-    filters = weights.filters[layer]
+    filters, adjoint = weights.filters[layer], work.scratch.adjoint
     parts = len(filters)
-    p, y, t = np.empty(64, dtype), np.empty(128, dtype), np.empty(112, dtype)
+    p, y, t = on_stack(64, said), on_stack(128, said), on_stack(112, said)
     here, there = y[:64], y[64:]
-    r, rises, sums = np.empty(32, dtype), np.empty(32, dtype), np.empty(1024, dtype)
-    heard, q = np.empty(64, dtype), np.empty(64, dtype)
-    adjoint = np.empty((parts, 2 * BUNDLE), dtype)
+    r, rises, sums = on_stack(32, said), on_stack(32, said), on_stack(1024, said)
+    heard, q = on_stack(64, said), on_stack(64, said)
     within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
     heards, spokens, slope = work.heard[layer], work.spoken[layer], work.slope
     table, parity = weights.table, weights.table[48:]

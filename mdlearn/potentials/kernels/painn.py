@@ -2,12 +2,11 @@
 
 What `mdlearn.potentials.painn` computes, and its derivative by hand. What an atom says to all its
 neighbors are 5F numbers: what is heard by scalars, by vectors along the line, and its own vectors.
-The way back is a gather, as in `kernels.schnet`, of the adjoints of 4F numbers that are heard.
+The way back is a gather, too, of the adjoints of 4F numbers that are heard; and one of the atoms of
+a pair finds the derivative by it, as in `kernels.schnet`.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store, total
@@ -17,7 +16,7 @@ from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
-from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
+from mdlearn.potentials.kernels.spline import ROWS, approach, filtered
 
 
 @compiled(merge=True)
@@ -44,13 +43,13 @@ def _hear(
             y, z = load(vectors, span + here), load(vectors, 2 * span + here)
             for k in range(work.within[atom]):
                 place, blend, there = places[k], blends[k], near[k] * 5 * n + lane
-                s = s + filtered(plain, place, blend) * load(said, there)
-                straight = filtered(along, place, blend) * load(said, there + n)
+                s = s + filtered(plain, place, blend, 0) * load(said, there)
+                straight = filtered(along, place, blend, 0) * load(said, there + n)
                 x = x + pairs[k, 0] * straight
                 y = y + pairs[k, 1] * straight
                 z = z + pairs[k, 2] * straight
                 if layer > 0:
-                    turned = filtered(across, place, blend)
+                    turned = filtered(across, place, blend, 0)
                     x = x + turned * load(said, there + 2 * n)
                     y = y + turned * load(said, there + 3 * n)
                     z = z + turned * load(said, there + 4 * n)
@@ -61,13 +60,46 @@ def _hear(
 
 
 @compiled(merge=True)
-def _hear_back(
+def _gather_back(
     layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
 ) -> None:
     """From what others heard of some atoms: the adjoint of what these said, in rows (W 5F,).
 
-    The derivative of the energy by the pairs along which it was said is added. They are seen from
-    the speaker, so that directions are opposite to those of the listener.
+    Directions are opposite to those that the listener sees.
+    """
+    n = weights.own.shape[2]
+    heard = work.heard[layer % 2].reshape(-1)
+    for bundle in range(n // WIDTH):
+        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
+        plain, along, across = tables[0], tables[1], tables[2]
+        for atom in range(atoms[0], atoms[1]):
+            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+            pairs = work.pairs[atom]
+            to_a = alike(0.0, load(heard, lane))
+            to_b, to_x, to_y, to_z = to_a, to_a, to_a, to_a
+            for k in range(work.within[atom]):
+                place, blend, there = places[k], blends[k], near[k] * 4 * n + lane
+                x, y = load(heard, there + n), load(heard, there + 2 * n)
+                z = load(heard, there + 3 * n)
+                to_a = to_a + filtered(plain, place, blend, 0) * load(heard, there)
+                line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
+                to_b = to_b - filtered(along, place, blend, 0) * line
+                turned = filtered(across, place, blend, 0)
+                to_x, to_y, to_z = to_x + turned * x, to_y + turned * y, to_z + turned * z
+            here = (atom - atoms[0]) * 5 * n + lane
+            store(adjoint, here, to_a)
+            store(adjoint, here + n, to_b)
+            store(adjoint, here + 2 * n, to_x)
+            store(adjoint, here + 3 * n, to_y)
+            store(adjoint, here + 4 * n, to_z)
+
+
+@compiled(merge=True)
+def _bend(layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace) -> None:
+    """Adds the derivative of the energy by pairs along which both of their atoms were heard.
+
+    With the listener's direction u to the speaker, E = W s·a + W' (u·x) b + W" x·v for what is said
+    a, b and v, and the adjoints s and x of what is heard. The other atom sees -u.
     """
     n = weights.own.shape[2]
     said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
@@ -77,67 +109,31 @@ def _hear_back(
         for atom in range(atoms[0], atoms[1]):
             near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
             pairs, bent = work.pairs[atom], work.bent[atom]
-            own = atom * 5 * n + lane
-            a, b = load(said, own), load(said, own + n)
-            to_a = alike(0.0, a)
-            to_b = to_a
-            for k in range(work.within[atom]):
-                place, blend, there = places[k], blends[k], near[k] * 4 * n + lane
-                back, x = load(heard, there), load(heard, there + n)
-                y, z = load(heard, there + 2 * n), load(heard, there + 3 * n)
-                value, slope = filtered_both(plain, place, blend)
-                to_a = to_a + value * back
-                rise = slope * (a * back)
-                value, slope = filtered_both(along, place, blend)
+            own, ear = atom * 5 * n + lane, atom * 4 * n + lane
+            for k in range(work.own[atom]):
+                place, blend = places[k], blends[k]
+                other, far = near[k] * 5 * n + lane, near[k] * 4 * n + lane
+                scalar = load(heard, ear) * load(said, other)
+                scalar = scalar + load(heard, far) * load(said, own)
+                rise = filtered(plain, place, blend, ROWS) * scalar
+                b, back = load(said, other + n), load(said, own + n)
+                x = b * load(heard, ear + n) - back * load(heard, far + n)
+                y = b * load(heard, ear + 2 * n) - back * load(heard, far + 2 * n)
+                z = b * load(heard, ear + 3 * n) - back * load(heard, far + 3 * n)
                 line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
-                to_b = to_b - value * line
-                value = value * b
-                bent[k, 0] += total(rise - slope * (b * line))
-                bent[k, 1] -= total(value * x)
-                bent[k, 2] -= total(value * y)
-                bent[k, 3] -= total(value * z)
-            here = (atom - atoms[0]) * 5 * n + lane
-            store(adjoint, here, to_a)
-            store(adjoint, here + n, to_b)
-            if layer > 0:
-                _hear_vectors_back(atom, n, lane, across, said, heard, work, adjoint, here)
-
-
-@compiled(merge=True)
-def _hear_vectors_back(
-    atom: int,
-    n: int,
-    lane: int,
-    table: Array,
-    said: Array,
-    heard: Array,
-    work: Workspace,
-    adjoint: Array,
-    here: int,
-) -> None:
-    """The part of `_hear_back` that belongs to the vectors that an atom says.
-
-    All at once would be more than fits in registers.
-    """
-    near, places, blends, bent = (
-        work.near[atom],
-        work.places[atom],
-        work.blends[atom],
-        work.bent[atom],
-    )
-    own = atom * 5 * n + lane
-    vx, vy, vz = load(said, own + 2 * n), load(said, own + 3 * n), load(said, own + 4 * n)
-    to_x = alike(0.0, vx)
-    to_y, to_z = to_x, to_x
-    for k in range(work.within[atom]):
-        value, slope = filtered_both(table, places[k], blends[k])
-        there = near[k] * 4 * n + lane
-        x, y, z = load(heard, there + n), load(heard, there + 2 * n), load(heard, there + 3 * n)
-        to_x, to_y, to_z = to_x + value * x, to_y + value * y, to_z + value * z
-        bent[k, 0] += total(slope * (vx * x + vy * y + vz * z))
-    store(adjoint, here + 2 * n, to_x)
-    store(adjoint, here + 3 * n, to_y)
-    store(adjoint, here + 4 * n, to_z)
+                rise = rise + filtered(along, place, blend, ROWS) * line
+                value = filtered(along, place, blend, 0)
+                bent[k, 1] += total(value * x)
+                bent[k, 2] += total(value * y)
+                bent[k, 3] += total(value * z)
+                if layer > 0:
+                    turned = alike(0.0, rise)
+                    for axis in range(1, 4):
+                        speaks, hears = (1 + axis) * n, axis * n
+                        turned = turned + load(heard, ear + hears) * load(said, other + speaks)
+                        turned = turned + load(heard, far + hears) * load(said, own + speaks)
+                    rise = rise + filtered(across, place, blend, ROWS) * turned
+                bent[k, 0] += total(rise)
 
 
 @compiled(inner=True)
@@ -183,9 +179,9 @@ def _forward(
     _hear(layer, atoms, weights, work, change.reshape(-1), vectors.reshape(-1))
     mixed = work.mixed[layer, block]
     multiply_into(vectors, weights.mix[layer], mixed)
-    lengths, products = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
+    scratch = work.scratch
+    lengths, products, response = scratch.lengths, scratch.products, scratch.hidden
     _measure(mixed.reshape(-1), weights.softness, n, lengths, products)
-    response = np.empty((width, n), change.dtype)
     multiply_into(change, weights.own[layer], response)
     add_product(lengths, weights.lengths[layer], response)
     members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
@@ -231,7 +227,7 @@ def _speak(
     """What the atoms of a block say in a layer after the first, from their scalars and vectors."""
     change, vectors = work.invariants[block], work.vectors[layer - 1, block]
     width, n = change.shape
-    hidden, spoken = np.empty((width, n), change.dtype), np.empty((width, 3 * n), change.dtype)
+    hidden, spoken = work.scratch.hidden, work.scratch.spoken
     multiply_into(change, weights.speak_hidden[layer], hidden)
     _activate(hidden, weights.speak_start[layer], members, work.speak_rises[layer, block], 0.0)
     multiply_into(hidden, weights.speak_out[layer], spoken)
@@ -256,7 +252,8 @@ def _update_back(
     change, turning = work.invariants[block], work.turning[block]
     width, n = change.shape
     mixed, gates = work.mixed[layer, block], work.gates[layer, block]
-    to_gates = np.empty((width, 2 * n), change.dtype)
+    to_gates, inner = work.scratch.gates, work.scratch.hidden
+    to_lengths, to_mixed = work.scratch.lengths, work.scratch.mixed
     for place in range(width):
         for lane in range(0, n, WIDTH):
             to_product = load(change[place], lane)
@@ -267,12 +264,10 @@ def _update_back(
                 to_vector = to_vector + load(turning[row], lane) * one
             store(to_gates[place], lane, to_product * product)
             store(to_gates[place], n + lane, to_vector)
-    inner, to_lengths = np.empty((width, n), change.dtype), np.empty((width, n), change.dtype)
     multiply_into(change, weights.scalars_back[layer], inner)
     add_product(to_gates, weights.gates_back[layer], inner)
     scale(work.rises[layer, block], inner)
     multiply_into(inner, weights.lengths_back[layer], to_lengths)
-    to_mixed = np.empty((3 * width, 2 * n), change.dtype)
     _mix_back(
         mixed.reshape(-1),
         gates.reshape(-1),
@@ -328,7 +323,7 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
     change, turning = work.invariants[block], work.turning[block]
     width, n = change.shape
     vectors, loudness = work.vectors[layer - 1, block], work.loudness[layer, block]
-    spoken = np.empty((width, 3 * n), change.dtype)
+    hidden, spoken = work.scratch.hidden, work.scratch.spoken
     for place in range(width):
         copy(adjoint[place, : 2 * n], spoken[place, : 2 * n])
         for lane in range(0, n, WIDTH):
@@ -339,7 +334,6 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
                 sums = sums + back * load(vectors[row], lane)
                 store(turning[row], lane, load(turning[row], lane) + back * loud)
             store(spoken[place], 2 * n + lane, sums)
-    hidden = np.empty((width, n), change.dtype)
     multiply_into(spoken, weights.speak_out_back[layer], hidden)
     scale(work.speak_rises[layer, block], hidden)
     add_product(hidden, weights.speak_hidden_back[layer], change)
@@ -356,7 +350,7 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
             look(atom, inputs, weights, work)
             copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
             clear(work.bent[atom])
-        approach(atoms, inputs.j, weights, work)
+        approach(atoms, inputs, weights, work)
     else:
         _forward(stage - 1, block, atoms, index, weights, work)
 
@@ -365,16 +359,18 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces: what is left of the last layer, and I + 1 more."""
     inputs, weights, work = at(places), at(known), at(room)
-    n_layers, (width, n) = len(weights.own), work.invariants.shape[1:]
+    n_layers, width = len(weights.own), work.invariants.shape[1]
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     layer = 2 * n_layers - stage
     if layer == n_layers:
         read(block, inputs.species, weights, work)
         clear(work.turning[block])
     elif layer >= 0:
-        adjoint = np.zeros((width, 5 * n), work.said.dtype)
-        _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+        _bend(layer, atoms, weights, work)
         if layer > 0:
+            adjoint = work.scratch.said
+            clear(adjoint)
+            _gather_back(layer, atoms, weights, work, adjoint.reshape(-1))
             _speak_back(layer, block, adjoint, weights, work)
         else:
             _point(atoms, work)
@@ -389,6 +385,6 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """From derivatives by distances and directions to those by pair vectors."""
     for atom in range(atoms[0], atoms[1]):
-        for k in range(work.within[atom]):
+        for k in range(work.own[atom]):
             bent, slope = work.bent[atom, k], work.slope[atom, work.slots[atom, k]]
             push_pair(work.pairs[atom, k], bent[0], (bent[1], bent[2], bent[3]), slope)

@@ -74,6 +74,30 @@ class Weights(NamedTuple):
     """(I, 2F)"""
 
 
+class Scratch(NamedTuple):
+    """What a thread writes and reads within a stage of a block. Every thread has its own.
+
+    What is named after something is its adjoint on the way back.
+    """
+
+    lengths: Array
+    """(W, F), of V v,"""
+    products: Array
+    """(W, F), U v · V v,"""
+    hidden: Array
+    """(W, F), a hidden layer,"""
+    gates: Array
+    """(W, 2F), of an update: backward only,"""
+    mixed: Array
+    """(3 W, 2F), U v and V v: backward only,"""
+    spoken: Array
+    """(W, 3F), what a message is made of,"""
+    said: Array
+    """(W, 5F), what is said: backward only."""
+    head: Array
+    """(W, H), the hidden layer of the head."""
+
+
 class Workspace(NamedTuple):
     """What stands between the loops; made once for a number of atoms and neighbors."""
 
@@ -83,14 +107,17 @@ class Workspace(NamedTuple):
     """(N, K) int64, and where they are listed."""
     pairs: Array
     """(N, K, 4) float64, directions and distances of these,"""
+    own: Array
+    """(N,) int64, how many of them, the first, are pairs that the atom looks after,"""
     near: Array
     """(N, K) int64, which atoms they are,"""
     places: Array
     """(N, K) int64, where their filters stand in a table,"""
     blends: Array
-    """(N, K, 12), how these are blended,"""
+    """(N, K, 10), how these are blended,"""
     bent: Array
-    """(N, K, 4) float64, and derivatives of the energy by distances and by directions."""
+    """(N, K, 4) float64, and derivatives of the energy by distances and directions of the
+    atom's own."""
     said: Array
     """(I, N, 5F): to scalars, to vectors along the line, and vectors by axis."""
     heard: Array
@@ -119,3 +146,4 @@ class Workspace(NamedTuple):
     """(N, 3) float64 eV/Å."""
     virials: Array
     """(N, 3, 3) float64 eV."""
+    scratch: Scratch

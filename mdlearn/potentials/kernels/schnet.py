@@ -1,16 +1,14 @@
 """SchNet in a few loops over atoms: energies and forces, nothing written per pair.
 
 What `mdlearn.potentials.schnet` computes, and its derivative by hand. Every pair stands in the rows
-of both its atoms at the same distance. So what the neighbors heard of an atom is gathered by that
-atom, through the same filters; and there, where what it said and how well that was heard meet, the
-slope of the energy along the pair is at hand, too.
+of both its atoms at the same distance. So adjoints go back as features came, by the same sum over
+neighbors through the same filters; and one of both atoms finds the slope of the energy along the
+pair, for what they say to each other.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-import numpy as np
 
 from mdlearn.jit import at, compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
@@ -18,7 +16,7 @@ from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
-from mdlearn.potentials.kernels.spline import approach, filtered, filtered_both
+from mdlearn.potentials.kernels.spline import ROWS, approach, filtered
 
 
 class Weights(NamedTuple):
@@ -60,6 +58,17 @@ class Weights(NamedTuple):
     outer_back: Array
 
 
+class Scratch(NamedTuple):
+    """What a thread writes and reads within a stage of a block. Every thread has its own."""
+
+    heard: Array
+    """(W, F); backward, the adjoint of what was said,"""
+    hidden: Array
+    """(W, F), and the hidden layer."""
+    head: Array
+    """(W, H), that of the head."""
+
+
 class Workspace(NamedTuple):
     """What stands between the loops; made once for a number of atoms and neighbors.
 
@@ -72,14 +81,16 @@ class Workspace(NamedTuple):
     """(N, K) int64, and where they are listed."""
     pairs: Array
     """(N, K, 4) float64, directions and distances of these,"""
+    own: Array
+    """(N,) int64, how many of them, the first, are pairs that the atom looks after,"""
     near: Array
     """(N, K) int64, which atoms they are,"""
     places: Array
     """(N, K) int64, where their filters stand in a table,"""
     blends: Array
-    """(N, K, 12), how these are blended,"""
+    """(N, K, 10), how these are blended,"""
     along: Array
-    """(N, K) float64 eV/Å, and the derivative of the energy by distances."""
+    """(N, K) float64 eV/Å, and the derivative of the energy by distances of the atom's own."""
     said: Array
     """(I, B W, F)"""
     heard: Array
@@ -96,49 +107,49 @@ class Workspace(NamedTuple):
     """(N, 3) float64 eV/Å."""
     virials: Array
     """(N, 3, 3) float64 eV."""
+    scratch: Scratch
 
 
 @compiled(merge=True)
-def _hear(
-    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, heard: Array
+def _gather(
+    layer: int,
+    atoms: tuple[int, int],
+    weights: Weights,
+    work: Workspace,
+    given: Array,
+    gathered: Array,
 ) -> None:
-    """What some atoms hear: sum_k W(r_k) said[j], in rows (W F,)."""
+    """Sums over the neighbors of some atoms, sum_k W(r_k) given[j], in rows (W F,).
+
+    What is said becomes what is heard; and the adjoint of what is heard that of what is said.
+    """
     n_features = work.said.shape[2]
-    said = work.said[layer].reshape(-1)
     for bundle in range(n_features // WIDTH):
         table, lane = weights.tables[layer, bundle], bundle * WIDTH
         for n in range(atoms[0], atoms[1]):
             near, places, blends = work.near[n], work.places[n], work.blends[n]
-            sums = alike(0.0, load(said, lane))
+            sums = alike(0.0, load(given, lane))
             for k in range(work.within[n]):
-                spoken = load(said, near[k] * n_features + lane)
-                sums = sums + filtered(table, places[k], blends[k]) * spoken
-            store(heard, (n - atoms[0]) * n_features + lane, sums)
+                passed = load(given, near[k] * n_features + lane)
+                sums = sums + filtered(table, places[k], blends[k], 0) * passed
+            store(gathered, (n - atoms[0]) * n_features + lane, sums)
 
 
 @compiled(merge=True)
-def _hear_back(
-    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
-) -> None:
-    """From what others heard of some atoms: the adjoint of what these said, in rows (W F,).
-
-    The derivative of the energy by the distances over which it was said is added.
-    """
+def _stretch(layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace) -> None:
+    """Adds the derivative of the energy by distances over which both atoms of a pair were heard."""
     n_features = work.said.shape[2]
     said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
     for bundle in range(n_features // WIDTH):
         table, lane = weights.tables[layer, bundle], bundle * WIDTH
         for n in range(atoms[0], atoms[1]):
             near, places, blends = work.near[n], work.places[n], work.blends[n]
-            along = work.along[n]
-            spoken = load(said, n * n_features + lane)
-            sums = alike(0.0, spoken)
-            for k in range(work.within[n]):
-                value, slope = filtered_both(table, places[k], blends[k])
-                listened = load(heard, near[k] * n_features + lane)
-                sums = sums + value * listened
-                along[k] += total(slope * (listened * spoken))
-            store(adjoint, (n - atoms[0]) * n_features + lane, sums)
+            along, here = work.along[n], n * n_features + lane
+            spoken, listened = load(said, here), load(heard, here)
+            for k in range(work.own[n]):
+                there = near[k] * n_features + lane
+                both = spoken * load(heard, there) + listened * load(said, there)
+                along[k] += total(filtered(table, places[k], blends[k], ROWS) * both)
 
 
 @compiled(merge=True)
@@ -153,9 +164,9 @@ def _forward(
     """From what the atoms of a block hear to what they say next."""
     change, rises = work.invariants[block], work.rises[layer, block].reshape(-1)
     width, n_features = change.shape
-    heard = np.zeros((width, n_features), change.dtype)
-    _hear(layer, atoms, weights, work, heard.reshape(-1))
-    hidden = np.empty_like(heard)
+    heard, hidden = work.scratch.heard, work.scratch.hidden
+    clear(heard)
+    _gather(layer, atoms, weights, work, work.said[layer].reshape(-1), heard.reshape(-1))
     multiply_into(heard, weights.inner[layer], hidden)
     flat = hidden.reshape(-1)
     for lane in range(0, n_features, WIDTH):
@@ -181,7 +192,7 @@ def _forward(
 def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what has changed in a block to that of what was heard."""
     change = work.invariants[block]
-    width, hidden = len(change), np.empty_like(change)
+    width, hidden = len(change), work.scratch.hidden
     multiply_into(change, weights.outer_back[layer], hidden)
     scale(work.rises[layer, block], hidden)
     heard = work.heard[layer % 2][block * width : (block + 1) * width]
@@ -199,7 +210,7 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
             look(n, inputs, weights, work)
             copy(weights.start[0, index[n]], work.said[0, n])
             clear(work.along[n])
-        approach(atoms, inputs.j, weights, work)
+        approach(atoms, inputs, weights, work)
     else:
         _forward(stage - 1, block, atoms, index, weights, work)
 
@@ -214,9 +225,12 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
     if layer == n_layers:
         read(block, inputs.species, weights, work)
     elif layer >= 0:
-        adjoint = np.zeros(work.invariants[block].shape, work.said.dtype)
-        _hear_back(layer, atoms, weights, work, adjoint.reshape(-1))
+        _stretch(layer, atoms, weights, work)
         if layer > 0:
+            adjoint = work.scratch.heard
+            clear(adjoint)
+            heard = work.heard[layer % 2].reshape(-1)
+            _gather(layer, atoms, weights, work, heard, adjoint.reshape(-1))
             add_product(adjoint, weights.speak_back[layer], work.invariants[block])
         else:
             _point(atoms, work)
@@ -231,7 +245,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """Adds derivatives by distances to those by pair vectors."""
     for n in range(atoms[0], atoms[1]):
-        for k in range(work.within[n]):
+        for k in range(work.own[n]):
             for axis in range(3):
                 along = work.along[n, k] * work.pairs[n, k, axis]
                 work.slope[n, work.slots[n, k], axis] += along

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from mdlearn.jit import compiled
+from mdlearn.jit import compiled, on_stack
 from mdlearn.potentials.kernels.rows import Array, clear
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -119,7 +117,7 @@ def pull_back(
     r7, r105 = kind(3.0 * R7) * table[25], kind(R105) * table[25]
     k, q = kind(6.0 * A) * table[25], kind(2.0 * B) * table[25]
     two, three, four = kind(2.0), kind(3.0), kind(4.0)
-    g = np.empty(48, s.dtype)
+    g = on_stack(48, s)
     for c in range(16):
         g[c], g[16 + c], g[32 + c] = t[0] * s[c], t[16] * s[c], t[32] * s[c]
     for m in range(1, HARMONICS):

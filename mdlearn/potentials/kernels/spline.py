@@ -1,9 +1,10 @@
-"""Functions of a distance as splines: the filters of many channels from six rows of a table.
+"""Functions of a distance as splines: the filters of many channels from five rows of a table.
 
-A spline of degree 5 is a sum of bumps, c_i B(y n - i): at each point six of them. It is four times
-differentiable, and its derivative is that of what it gives. Rows of a table are coefficients of as
-many channels as there are lanes, so what a pair needs stands in one piece, and is small enough to
-stay in the first cache. The envelope is not in the table, but in what a pair multiplies it with.
+A spline of degree 4 is a sum of bumps, c_i B(y n - i): at each point five of them. It is three
+times differentiable, and its derivative is that of what it gives. Rows of a table are coefficients
+of as many channels as there are lanes, so what a pair needs stands in one piece, and is small
+enough to stay in the first cache. The envelope is not in the table, but in what a pair multiplies
+it with.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from mdlearn.jit import compiled
+from mdlearn.jit import compiled, on_stack
 from mdlearn.lanes import WIDTH, Lanes, load
 from mdlearn.potentials.kernels.atoms import envelope
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH
 
-ROWS = 6
+ROWS = 5
 """Coefficients that meet at one point."""
 
 
@@ -27,9 +26,10 @@ ROWS = 6
 def blend(
     y: float, d_y: float, cut: float, d_cut: float, intervals: int, bumps: Array, out: Array
 ) -> int:
-    """What a pair multiplies six rows of a table with, for values (6,) and for slopes (6,).
+    """What a pair multiplies five rows of a table with, for values (5,) and for slopes (5,).
 
-    Bumps by the recursion of Cox and de Boor, without its divisors.
+    Bumps by the recursion of Cox and de Boor, without its divisors. Each is highest at its knot, so
+    what meets at a point are those of the nearest knot and of two more to either side.
 
     Args:
         y: where the function is wanted, from 0 to 1.
@@ -37,26 +37,25 @@ def blend(
         cut: the envelope.
         d_cut: its derivative by the distance.
         intervals: of the table.
-        bumps: (6,) float64, is overwritten.
-        out: (12,) is filled.
+        bumps: (5,) float64, is overwritten.
+        out: (10,) is filled.
 
     Returns:
-        Where the six rows begin in the table of some lanes.
+        Where the five rows begin in the table of some lanes.
     """
-    place = y * intervals
-    knot = math.floor(place) if y < 1.0 else intervals - 1
+    place = y * intervals + 0.5
+    knot = math.floor(place) if y < 1.0 else intervals
     t = place - knot
     bumps[:] = 0.0
     bumps[0] = 1.0
-    for degree in range(1, 5):
+    for degree in range(1, 4):
         for i in range(degree, 0, -1):
             bumps[i] = (degree - i + t) * bumps[i - 1] + (i + 1 - t) * bumps[i]
         bumps[0] *= 1.0 - t
-    rise, value = cut * d_y * intervals / 24.0, cut / 120.0
-    d_value = d_cut / 120.0
+    rise, value, d_value = cut * d_y * intervals / 6.0, cut / 24.0, d_cut / 24.0
     for i in range(ROWS):
         before = bumps[i - 1] if i > 0 else 0.0
-        bump = (5 - i + t) * before + (i + 1 - t) * bumps[i]
+        bump = (4 - i + t) * before + (i + 1 - t) * bumps[i]
         out[i] = value * bump
         out[ROWS + i] = d_value * bump + rise * (before - bumps[i])
     return knot * WIDTH
@@ -71,17 +70,42 @@ def blend_once(
 
 
 @compiled(inner=True)
-def approach(atoms: tuple[int, int], j: Array, weights: Any, work: Any) -> None:
+def divide(n: int, inputs: Any, work: Any) -> int:
+    """Every pair stands in two rows, and one of both atoms looks after it: its own come first.
+
+    Which one does is even or odd as the sum of their ranks, so that all have about as many.
+
+    Returns:
+        How many are the atom's own.
+    """
+    slots, pairs, capacity = work.slots[n], work.pairs[n], inputs.j.shape[1]
+    first, last = 0, work.within[n]
+    while first < last:
+        slot = slots[first]
+        odd = (n + inputs.j[n, slot]) % 2 == 1
+        if (n * capacity + slot < inputs.reverse[n, slot]) != odd:
+            first += 1
+            continue
+        last -= 1
+        slots[first], slots[last] = slots[last], slot
+        for i in range(4):
+            pairs[first, i], pairs[last, i] = pairs[last, i], pairs[first, i]
+    return first
+
+
+@compiled(inner=True)
+def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> None:
     """How the neighbors of some atoms are heard: which they are, and how filters are blended.
 
     Knots are even in y = (1 + s) u / (1 + s u) for u = distance/cutoff.
     """
-    bumps, s = np.empty(ROWS), weights.crowding
+    bumps, s = on_stack(ROWS, work.pairs), weights.crowding
     per_length = 1.0 / weights.cutoff
-    intervals = weights.tables.shape[-1] // WIDTH - (ROWS - 1)
+    intervals = weights.tables.shape[-1] // WIDTH - ROWS
     for n in range(atoms[0], atoms[1]):
+        work.own[n] = divide(n, inputs, work)
         for k in range(work.within[n]):
-            work.near[n, k] = j[n, work.slots[n, k]]
+            work.near[n, k] = inputs.j[n, work.slots[n, k]]
             u = work.pairs[n, k, 3] * per_length
             cut, d_cut = envelope(u)
             y, d_y = (1.0 + s) * u / (1.0 + s * u), (1.0 + s) / (1.0 + s * u) ** 2 * per_length
@@ -90,25 +114,19 @@ def approach(atoms: tuple[int, int], j: Array, weights: Any, work: Any) -> None:
 
 
 @compiled(inner=True)
-def filtered(table: Array, place: int, weights: Array) -> Lanes:
-    """The filters of some channels: six rows of a table, blended (12,)."""
+def filtered(table: Array, place: int, blend: Array, first: int) -> Lanes:
+    """The filters of some channels, or what they change by with the distance.
+
+    Args:
+        table: of these channels.
+        place: where five rows of it begin.
+        blend: (10,), see `blend`.
+        first: zero for filters, `ROWS` for derivatives.
+    """
     return (
-        weights[0] * load(table, place)
-        + weights[1] * load(table, place + WIDTH)
-        + weights[2] * load(table, place + 2 * WIDTH)
-        + weights[3] * load(table, place + 3 * WIDTH)
-        + weights[4] * load(table, place + 4 * WIDTH)
-        + weights[5] * load(table, place + 5 * WIDTH)
+        blend[first] * load(table, place)
+        + blend[first + 1] * load(table, place + WIDTH)
+        + blend[first + 2] * load(table, place + 2 * WIDTH)
+        + blend[first + 3] * load(table, place + 3 * WIDTH)
+        + blend[first + 4] * load(table, place + 4 * WIDTH)
     )
-
-
-@compiled(inner=True)
-def filtered_both(table: Array, place: int, weights: Array) -> tuple[Lanes, Lanes]:
-    """The same, and derivatives by the distance."""
-    a, b, c = load(table, place), load(table, place + WIDTH), load(table, place + 2 * WIDTH)
-    d, e = load(table, place + 3 * WIDTH), load(table, place + 4 * WIDTH)
-    f = load(table, place + 5 * WIDTH)
-    value = weights[0] * a + weights[1] * b + weights[2] * c
-    slope = weights[6] * a + weights[7] * b + weights[8] * c
-    value = value + weights[3] * d + weights[4] * e + weights[5] * f
-    return value, slope + weights[9] * d + weights[10] * e + weights[11] * f

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from mdlearn.chain import drive
 from mdlearn.jit import compiled
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.motion import Motion
-from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.rows import Array, clear
 
 
 @compiled(inner=True)
-def _kinetic_energies(inputs: Inputs, motion: Motion) -> Array:
-    """Those of systems, (n_systems,) eV."""
-    energies = np.zeros(len(inputs.cell))
+def _kinetic_energies(inputs: Inputs, motion: Motion, energies: Array) -> None:
+    """Fills in those of systems, (n_systems,) eV."""
+    clear(energies)
     for n in range(len(inputs.system)):
         square = 0.0
         for axis in range(3):
             square += motion.momenta[n, axis] ** 2
         energies[inputs.system[n]] += square / (2.0 * motion.masses[n])
-    return energies
 
 
 @compiled(inner=True)
@@ -39,8 +36,9 @@ def _scale(factors: Array, inputs: Inputs, motion: Motion) -> None:
 @compiled(error_model="numpy")
 def csvr(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
     """The first or the second half of stochastic velocity rescaling in a step."""
-    n_systems = len(inputs.cell)
-    first, squares, places = np.zeros(n_systems), np.zeros(n_systems), np.zeros(n_systems)
+    clear(motion.scratch)
+    first, squares, places = motion.scratch[0], motion.scratch[1], motion.scratch[2]
+    kinetic, factors = motion.scratch[3], motion.scratch[4]
     noise = motion.noise[step, half]
     for n in range(len(inputs.system)):
         s = inputs.system[n]
@@ -51,8 +49,8 @@ def csvr(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
                 squares[s] += noise[n, axis] ** 2
             places[s] += 1.0
     remember = math.exp(-0.5 * motion.dt / motion.time)
-    kinetic, factors = _kinetic_energies(inputs, motion), np.zeros(n_systems)
-    for s in range(n_systems):
+    _kinetic_energies(inputs, motion, kinetic)
+    for s in range(len(inputs.cell)):
         ratio = 0.5 * motion.kT[step, s] / kinetic[s] if kinetic[s] > 0.0 else 0.0
         gain = (1.0 - remember) * ratio
         square = remember + gain * squares[s] + 2.0 * first[s] * math.sqrt(remember * gain)
@@ -66,7 +64,8 @@ def csvr(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
 @compiled(error_model="numpy")
 def nose_hoover(step: int, half: int, inputs: Inputs, motion: Motion) -> None:
     """Half a step of a chain of thermostats; both halves are alike."""
-    kinetic, factors = _kinetic_energies(inputs, motion), np.ones(len(inputs.cell))
+    kinetic, factors = motion.scratch[0], motion.scratch[1]
+    _kinetic_energies(inputs, motion, kinetic)
     for s in range(len(factors)):
         v, kT, freedom = motion.variables[s], motion.kT[step, s], motion.freedom[s]
         given = (2.0 * kinetic[s], freedom, kT, 0.5 * motion.dt, motion.time)

@@ -1,7 +1,7 @@
 """Messages along pairs through filters from a table, on a GPU: what SchNet and PaiNN hear.
 
-A filter is a spline of degree 5 in the distance, as in `spline`: six rows of a table meet at a
-pair, blended by six numbers that all filters of all layers share. A program has a block of atoms,
+A filter is a spline of degree 4 in the distance, as in `spline`: five rows of a table meet at a
+pair, blended by five numbers that all filters of all layers share. A program has a block of atoms,
 and a thread one feature of one of them; no filter and no message is ever written. The way back goes
 through the same rows of the list, seen from the speaker, and nothing is added to what another
 program writes.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ROWS = tl.constexpr(6)
+ROWS = tl.constexpr(5)
 """Rows of a table that meet at one point."""
 
 
@@ -42,7 +42,7 @@ def approach(
     Args:
         distance: (N K,) Å.
         places: (N K,) int32 is filled with the first row; -1 where a pair is out of reach.
-        blends: (N K, 12) is filled: for values, and for derivatives by the distance.
+        blends: (N K, 10) is filled: for values, and for derivatives by the distance.
         pairs: N K.
         cutoff: Å.
         crowding: knots are even in (1 + s) u / (1 + s u), u being distance/cutoff and s this.
@@ -60,20 +60,20 @@ def approach(
     stretched = 1.0 + u * crowding
     y = u * (1.0 + crowding) / stretched
     d_y = (1.0 + crowding) / (stretched * stretched) * (1.0 / cutoff)
-    place = y * intervals
-    knot = tl.minimum(tl.where(place == place, place, 0.0).to(tl.int32), intervals - 1)
+    place = y * intervals + 0.5
+    knot = tl.minimum(tl.where(place == place, place, 0.0).to(tl.int32), intervals)
     t = place - knot.to(place.dtype)
-    # Bumps of degree 4 and 5 without their divisors, 24 and 120 (Cox and de Boor).
-    low = bumps(t, 4)
-    value = bumps(t, 5)
-    rise, first = cut * d_y * (intervals / 24.0), blends + at * (2 * ROWS)
+    # Bumps of degree 3 and 4 without their divisors, 6 and 24 (Cox and de Boor).
+    low = bumps(t, 3)
+    value = bumps(t, 4)
+    rise, first = cut * d_y * (intervals / 6.0), blends + at * (2 * ROWS)
     for i in tl.static_range(ROWS):
-        slope = value[i] * (d_cut * (1.0 / 120.0))
+        slope = value[i] * (d_cut * (1.0 / 24.0))
         if i > 0:
             slope += rise * low[i - 1]
         if i < ROWS - 1:
             slope -= rise * low[i]
-        tl.store(first + i, value[i] * (cut * (1.0 / 120.0)), at < pairs)
+        tl.store(first + i, value[i] * (cut * (1.0 / 24.0)), at < pairs)
         tl.store(first + ROWS + i, slope, at < pairs)
     tl.store(places + at, tl.where(far, -1, knot), at < pairs)
 
@@ -109,7 +109,7 @@ def reach(
 def blended(
     table: tl.tensor, blends: tl.tensor, width: tl.constexpr, live: tl.tensor, own: tl.tensor
 ) -> tl.tensor:
-    """The filters of features: six rows of a table (rows, width)."""
+    """The filters of features: five rows of a table (rows, width)."""
     total = tl.load(blends, live, 0.0) * tl.load(table, own, 0.0)
     for i in tl.static_range(1, ROWS):
         total += tl.load(blends + i, live, 0.0) * tl.load(table + i * width, own, 0.0)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from mdlearn.jit import compiled
-from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.rows import Array, clear
 
 RARE = 30.0
 """The largest fluctuation of the kinetic energy is one that exp(30) = 10¹³ steps have once."""
@@ -35,7 +33,8 @@ def usage(
     limits: tuple[Array, ...],
     drift: float,
     hottest: float,
-) -> Array:
+    found: Array,
+) -> None:
     """What `mdlearn.guards.shares` returns, (4, n_systems).
 
     Args:
@@ -46,14 +45,15 @@ def usage(
         limits: the largest forces by atomic number, and kT by system.
         drift: eV per atom that the conserved energy may move.
         hottest: times kT that a system may be.
+        found: (5, n_systems) is filled: the last with numbers of atoms.
     """
     positions, cell, system = places
     masses, momenta, numbers, forces = atoms
     energy, bath, conserved, freedom = energies
     first, second, shift, nearest = watched
     strongest, kT = limits
-    shares, counts = np.zeros((4, len(cell))), np.zeros(len(cell))
-    close, strong, hot, moved = shares[0], shares[1], shares[2], shares[3]
+    clear(found)
+    close, strong, hot, moved, counts = found[0], found[1], found[2], found[3], found[4]
     for p in range(len(first)):
         n = first[p]
         squared = squared_distance(positions, n, second[p], shift[p], cell[system[n]])
@@ -67,7 +67,6 @@ def usage(
     for s in range(len(cell)):
         moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
         hot[s] /= _largest_of_one(freedom[s], kT[s], hottest)
-    return shares
 
 
 @compiled(inner=True)
