@@ -16,11 +16,10 @@ from checks import (
     slab,
     tiny,
 )
-from torch import Tensor
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import velocity_verlet
-from mdlearn.jit import compiled, kind_of
+from mdlearn.jit import kind_of
 from mdlearn.lanes import LINE
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
@@ -30,33 +29,13 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
-from mdlearn.potentials.kernels import sphere
-from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
-from mdlearn.potentials.spherical import SphericalHarmonics, degrees
 from mdlearn.potentials.threads import FEW_PAIRS
 from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
-
-
-@compiled(keep=False)
-def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) -> None:
-    sphere.harmonics(x, y, z, p, table, out)
-
-
-@compiled(keep=False)
-def tangents(p: Array, table: Array, out: Array) -> None:
-    sphere.tangents(p, table, out)
-
-
-@compiled(keep=False)
-def pull_back(
-    x: float, y: float, z: float, t: Array, s: Array, table: Array
-) -> tuple[float, float, float]:
-    return sphere.pull_back(x, y, z, t, s, table)
 
 
 def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:
@@ -398,52 +377,6 @@ class TestPairs:
             found = evaluate(freeze(potential), system._replace(positions=positions), neighbors)
             assert found.energy.isnan().all()
             assert found.forces[3].isnan().all()
-
-
-class TestSphere:
-    """Against the harmonics of the networks, and autograd."""
-
-    @pytest.fixture
-    def table(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        degree = np.array(degrees(3), np.float64)
-        root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
-        return np.concatenate([1.0 / (1.0 + degree), root, degree, (-1.0) ** degree])
-
-    def expected(self, u: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        values, slopes = SphericalHarmonics(3).double()(u[None, None])
-        return table[:16] * values[0, 0], slopes[0, 0]
-
-    @pytest.mark.parametrize("seed", range(3))
-    def test_harmonics(
-        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
-    ) -> None:
-        u = torch.from_numpy(np.random.default_rng(seed).normal(size=3))
-        u /= u.norm()
-        out, p = np.empty(128), np.empty(64)
-        harmonics(*u.tolist(), p, table, out)
-        for direction, found in ((u, out[:64]), (-u, out[64:])):
-            values, slopes = self.expected(direction, torch.from_numpy(table))
-            assert np.abs(found[:16] - values.numpy()).max() < 1e-14
-            assert np.abs(found[16:].reshape(3, 16) - slopes.numpy()).max() < 1e-14
-
-    @pytest.mark.parametrize("seed", range(3))
-    def test_pull_back(
-        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        u = torch.from_numpy(rng.normal(size=3))
-        u = (u / u.norm()).requires_grad_()
-        s = rng.normal(size=(16, 4, 16))
-        values, slopes = self.expected(u / u.norm(), torch.from_numpy(table))
-        total = torch.from_numpy(s.sum(-1))
-        (values @ total[:, 0] + (slopes.T * total[:, 1:]).sum()).backward()
-        assert u.grad is not None
-        p, t, x = np.empty(64), np.empty(112), u.detach().numpy()
-        harmonics(*x, p, table, np.empty(128))
-        tangents(p, table, t)
-        found = np.array(pull_back(*x, t, s.ravel(), table))
-        found -= x * (found @ x)
-        assert np.abs(found - u.grad.numpy()).max() < 1e-12
 
 
 def test_without_a_compiler_there_is_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

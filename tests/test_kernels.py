@@ -12,9 +12,11 @@ from mdlearn.lanes import WIDTH, fetch, load, store, total
 from mdlearn.matrices import add_product, add_product_turned, multiply_into
 from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
+from mdlearn.potentials.kernels import sphere
 from mdlearn.potentials.kernels.activation import shifted_softplus, silu
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.spline import ROWS, blend_once, filtered
+from mdlearn.potentials.spherical import SphericalHarmonics, degrees
 
 
 @compiled(keep=False)
@@ -123,3 +125,66 @@ def test_a_table_is_its_function(dtype: torch.dtype) -> None:
         slope = (frequencies * torch.cos(frequencies * y + 0.3)).numpy()
         assert np.abs(out[0] - 0.8 * value).max() < TOLERANCE[dtype] / 20.0
         assert np.abs(out[1] - 0.6 * value - 0.8 / 3.0 * slope).max() < steepest * TOLERANCE[dtype]
+
+
+@compiled(keep=False)
+def harmonics(x: float, y: float, z: float, p: Array, table: Array, out: Array) -> None:
+    sphere.harmonics(x, y, z, p, table, out)
+
+
+@compiled(keep=False)
+def tangents(p: Array, table: Array, out: Array) -> None:
+    sphere.tangents(p, table, out)
+
+
+@compiled(keep=False)
+def pull_back(
+    x: float, y: float, z: float, t: Array, s: Array, table: Array
+) -> tuple[float, float, float]:
+    return sphere.pull_back(x, y, z, t, s, table)
+
+
+class TestSphere:
+    """Against the harmonics of the networks, and autograd."""
+
+    @pytest.fixture
+    def table(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        degree = np.array(degrees(3), np.float64)
+        root = np.maximum(degree * (degree + 1.0), 1.0) ** -0.5
+        return np.concatenate([1.0 / (1.0 + degree), root, degree, (-1.0) ** degree])
+
+    def expected(self, u: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = SphericalHarmonics(3).double()(u[None, None])
+        return table[:16] * values[0, 0], slopes[0, 0]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_harmonics(
+        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
+    ) -> None:
+        u = torch.from_numpy(np.random.default_rng(seed).normal(size=3))
+        u /= u.norm()
+        out, p = np.empty(128), np.empty(64)
+        harmonics(*u.tolist(), p, table, out)
+        for direction, found in ((u, out[:64]), (-u, out[64:])):
+            values, slopes = self.expected(direction, torch.from_numpy(table))
+            assert np.abs(found[:16] - values.numpy()).max() < 1e-14
+            assert np.abs(found[16:].reshape(3, 16) - slopes.numpy()).max() < 1e-14
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_pull_back(
+        self, table: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        u = torch.from_numpy(rng.normal(size=3))
+        u = (u / u.norm()).requires_grad_()
+        s = rng.normal(size=(16, 4, 16))
+        values, slopes = self.expected(u / u.norm(), torch.from_numpy(table))
+        total = torch.from_numpy(s.sum(-1))
+        (values @ total[:, 0] + (slopes.T * total[:, 1:]).sum()).backward()
+        assert u.grad is not None
+        p, t, x = np.empty(64), np.empty(112), u.detach().numpy()
+        harmonics(*x, p, table, np.empty(128))
+        tangents(p, table, t)
+        found = np.array(pull_back(*x, t, s.ravel(), table))
+        found -= x * (found @ x)
+        assert np.abs(found - u.grad.numpy()).max() < 1e-12

@@ -334,9 +334,9 @@ def _zeros(network: Equivariant) -> tuple[layout.Gradient, Array]:
         "linear": (1, invariants),
     }
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    # Each begins where a vector register does, as do arrays of torch; see `_room`.
+    # Each begins where a vector register does, as all of them together; see `_room`.
     ends = list(accumulate(size + -size % LANES for size in sizes.values()))
-    whole = torch.zeros(ends[-1], dtype=network.energy_head.bias.dtype).numpy()
+    whole = zeros((ends[-1],), network.energy_head.bias.detach().numpy().dtype)
     starts = dict(zip(shapes, [0, *ends], strict=False))
     parts = {
         name: whole[starts[name] : starts[name] + sizes[name]].reshape(shape)
@@ -347,15 +347,14 @@ def _zeros(network: Equivariant) -> tuple[layout.Gradient, Array]:
 
 def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
     """Room for a pass; what it does not fill is not looked at."""
-    layers, dtype = len(weights.element), torch.from_numpy(weights.out).dtype
+    layers = len(weights.element)
     _, channels, columns = weights.first.shape
     n = columns // 3
     parts, invariants = n // LANES, weights.linear.shape[1]
 
-    # Of torch, which begins arrays where a vector register does: how a library adds up a product of
-    # matrices may depend on that.
+    # How a library adds up a product of matrices may depend on where they begin.
     def room(*shape: int) -> Array:
-        return torch.empty(shape, dtype=dtype).numpy()
+        return zeros(shape, weights.out.dtype)
 
     return layout.Pass(
         within=np.empty(n_atoms, np.int64),
