@@ -64,6 +64,7 @@ def step(
     features: int,
     interactions: int,
     radial: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Times a step of its own molecular dynamics, with lists that are kept for a shell of 2 Å."""
     torch.manual_seed(0)
@@ -91,7 +92,8 @@ def step(
             energy_key="energy",
         )
     integrator = spk.md.integrators.VelocityVerlet(driving.TIMESTEP_FS)
-    simulator = spk.md.Simulator(system, integrator, calculator, progress=False).float()
+    simulator = spk.md.Simulator(system, integrator, calculator, progress=False)
+    simulator.to(device).float()
     calculator.calculate(system)
 
     def advance(steps: int) -> None:

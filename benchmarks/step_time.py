@@ -82,8 +82,8 @@ ENGINES = (
 )
 
 
-ON_A_GPU = (FROZEN.label, *(each.label for each in ENGINES if each.label.startswith("MACE")))
-"""What has a form for it."""
+ON_A_GPU = [each for each in ENGINES if each.package != "nequip" and each.model.get("frozen", True)]
+"""Those that are asked for a GPU."""
 BATCHES = ("mdlearn", "torchsim")
 """Packages that simulate several systems at once."""
 
@@ -200,7 +200,7 @@ def main() -> None:
     missing: dict[str, str] = {}
     engines = [each for each in ENGINES if each.package in options.packages]
     if options.device != "cpu":
-        engines = [each for each in engines if each.label in ON_A_GPU]
+        engines = [each for each in engines if each in ON_A_GPU]
     for turn in range(options.rounds):
         for case in cases:
             for engine in engines:

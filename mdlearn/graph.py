@@ -65,10 +65,12 @@ def tensors_of(value: object) -> list[Tensor]:
 
 
 def put(value: object, place: object) -> None:
-    """Writes the tensors of a value to a place for it."""
-    for new, mine in zip(tensors_of(value), tensors_of(place), strict=True):
-        if new is not mine:
-            mine.copy_(new)
+    """Writes the tensors of a value to a place for it, as few launches."""
+    pairs = zip(tensors_of(place), tensors_of(value), strict=True)
+    changed = [(mine, new) for mine, new in pairs if new is not mine]
+    if changed:
+        mine, new = zip(*changed, strict=True)
+        torch._foreach_copy_(list(mine), list(new))
 
 
 def is_recording() -> bool:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.graph import capture, place_for, put
-from mdlearn.guards import Watched, shares
+from mdlearn.guards import HOTTEST, LARGEST_DRIFT, Watched
 from mdlearn.integrators.integrator import State, Surroundings
-from mdlearn.neighbors import moved_since_build
+from mdlearn.potentials.elements import HEAVIEST
 from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.kernels.usage import RARE
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
@@ -57,6 +58,7 @@ class RecordedSteps:
         self.lists = lists
         self.given = dynamics.surroundings(state)[0][:3]
         self.world = [place_for(each) for each in self.given]
+        self.allowed = self._allowed()
         self.replay = capture(self._step, state.momenta.device)
 
     def _step(self) -> tuple[Tensor, Tensor]:
@@ -65,9 +67,58 @@ class RecordedSteps:
         noise, kT, pressure = self.world
         surroundings = Surroundings(noise, kT, pressure, self.neighbors)
         after = self.dynamics.integrator.step(self.state, forces, surroundings)
-        moved = moved_since_build(after.system, self.neighbors)
-        used = shares(after, self.watched, self.conserved, self.dynamics.limits)
+        seen = self._look(after)
         put(after, self.state)
+        return seen
+
+    def _allowed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Forces by atomic number, kT of systems, and how far the conserved energy may move."""
+        limits, like = self.dynamics.limits, self.conserved
+        if limits is None:
+            endless = torch.full_like(like, torch.inf)
+            return (
+                endless.new_full((HEAVIEST + 1,), torch.inf),
+                endless,
+                endless.new_tensor(LARGEST_DRIFT),
+            )
+        return limits.force, HOTTEST * limits.kT, like.new_tensor(limits.drift)
+
+    def _look(self, state: State) -> tuple[Tensor, Tensor]:
+        """What `neighbors.moved_since_build` and `guards.shares` say, in one launch."""
+        from mdlearn.potentials.frozen_cuda import ATOMS, run  # with Triton, which not all have
+        from mdlearn.potentials.kernels import triton_systems
+
+        system, lists, n_systems = state.system, self.neighbors, len(self.conserved)
+        moved, used = self.conserved.new_empty(n_systems), self.conserved.new_empty(4, n_systems)
+        run(
+            triton_systems.look_at,
+            (n_systems,),
+            system.positions,
+            state.momenta,
+            state.evaluation.forces,
+            system.masses,
+            system.numbers,
+            system.system,
+            system.cell,
+            state.evaluation.energy,
+            state.bath,
+            state.freedom,
+            self.conserved,
+            lists.reference,
+            lists.reference_cell,
+            lists.inverse_cell,
+            lists.wear,
+            lists.reach,
+            *self.watched,
+            *self.allowed,
+            moved,
+            used,
+            len(system.masses),
+            len(self.watched.n),
+            n_systems,
+            RARE,
+            ATOMS,
+        )
         return moved, used
 
     def run(

@@ -54,7 +54,15 @@ ALLOWED = {
     "guards": {"integrators", "potentials.wall", "potentials.kernels.usage", *CORE},
     "trips": {"guards", "integrators", *CORE},
     "momenta": {"system", "jit"},
-    "recorded": {"guards", "integrators", "potentials.evaluate", *CORE},
+    "recorded": {
+        "guards",
+        "integrators",
+        "potentials.elements",
+        "potentials.evaluate",
+        "potentials.frozen_cuda",
+        "potentials.kernels",
+        *CORE,
+    },
     "looped": {
         "guards",
         "integrators",
@@ -204,8 +212,8 @@ def test_only_the_command_line_knows_click() -> None:
     )
 
 
-def test_derivatives_are_taken_in_two_places() -> None:
-    """By where atoms are, and by what a network has learned."""
+def test_derivatives_are_taken_in_few_places() -> None:
+    """By where atoms are, also if kernels of a GPU know that; and by what a network has learned."""
     users = set()
     for name in MODULES:
         for node in ast.walk(tree(name)):
@@ -213,7 +221,8 @@ def test_derivatives_are_taken_in_two_places() -> None:
                 users.add(name)
             if isinstance(node, ast.ImportFrom) and node.module in ("torch.autograd", "torch.func"):
                 users.add(name)
-    assert users == {"potentials.evaluate", "training.recorded"}
+    by_positions = {"potentials.evaluate", "potentials.frozen_cuda_filters"}
+    assert users == by_positions | {"training.recorded"}
 
 
 @pytest.mark.parametrize("name", HOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ase
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,9 @@ from test_simulate import INTEGRATORS, every_ensemble, potential
 from mdlearn import recorded, steps
 from mdlearn.atoms import to_system
 from mdlearn.graph import tensors_of
-from mdlearn.guards import make_limits
+from mdlearn.guards import make_limits, shares
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import WORN, build
+from mdlearn.neighbors import WORN, build, moved_since_build
 from mdlearn.potentials.egnn import EGNN
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
@@ -22,6 +23,7 @@ from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
+from mdlearn.recorded import RecordedSteps
 from mdlearn.simulate import (
     Dynamics,
     Snapshot,
@@ -117,7 +119,7 @@ def test_a_snapshot_is_not_overwritten_by_what_is_recorded(monkeypatch: pytest.M
 def test_pairs_to_watch_fill_a_shape_and_trip_as_they_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Filling up with what is there already changes no share."""
+    """Filling up with what is there already changes no share, but for how a GPU rounds."""
     system = System(*(each.to(DEVICE) for each in to_system(molecule("H2O"))))
     dynamics = dynamics_of("csvr", chosen(), system)
     limits = make_limits([(1, 8, 1.2), (1, 1, 1.2)], [], torch.full_like(system.charge, torch.inf))
@@ -131,7 +133,48 @@ def test_pairs_to_watch_fill_a_shape_and_trip_as_they_would(
         done = steps.Steps(dynamics).run(first.state, lists, first.conserved, 3)
         shares.append(done.share)
     assert len(lists.watched.n) > 0
-    assert shares[0] == shares[1] > 0.0
+    assert shares[0] == pytest.approx(shares[1], rel=1e-13)
+    assert shares[1] > 0.0
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_one_look_at_a_state_sees_what_two_would(limited: bool) -> None:
+    parts = [crystal(), crystal(seed=1), molecule("H2O"), ase.Atoms("O")]
+    before = System(*(each.to(DEVICE) for each in concatenate([to_system(p) for p in parts])))
+    hot = torch.full_like(before.charge, 0.05)
+    near = [(6, 8, 2.0), (6, 6, 2.0), (8, 8, 2.0), (1, 8, 2.0), (1, 1, 2.0)]
+    limits = make_limits(near, [(6, 7.0), (8, 3.0)], hot) if limited else None
+    dynamics = dynamics_of("csvr", chosen(), before)._replace(limits=limits)
+    first = hot_start(dynamics, before)
+    lists = _list(dynamics, before, first.neighbors)
+    recorded = RecordedSteps(dynamics, first.state, lists, first.conserved)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(before.positions.shape, generator=generator, dtype=torch.float64)
+    positions, bath = (
+        before.positions + 0.1 * noise.to(DEVICE),
+        first.state.bath + 0.3 + before.cell[:, 2, 2],
+    )
+    cell = before.cell * torch.tensor([[1.01], [0.98], [1.03]], device=DEVICE)
+    atom = int(lists.watched.n[0]) if limited else 0
+    for lost in (False, True):
+        if lost:
+            positions[atom] = torch.nan
+        system = before._replace(positions=positions, cell=cell)
+        state = first.state._replace(system=system, bath=bath)
+        found = recorded._look(state)
+        moved = moved_since_build(system, lists.neighbors)
+        used = shares(state, lists.watched, first.conserved, dynamics.limits)
+        torch.testing.assert_close(found[0], moved, rtol=1e-12, atol=1e-14, equal_nan=True)
+        assert moved[0] > 0.1 or lost
+        if limited:
+            torch.testing.assert_close(found[1], used, rtol=1e-12, atol=1e-14, equal_nan=True)
+            assert lost or (used[:, 1:3] > 0.0).all()
+        else:
+            torch.testing.assert_close(found[1][3:], used, rtol=1e-12, atol=1e-14)
+            assert not found[1][:3].any()
+        there = torch.arange(len(parts), device=DEVICE) == before.system[atom]
+        assert torch.equal(found[0].isnan(), there & lost)
+        assert torch.equal(found[1][0].isnan(), there & (lost and limited))
 
 
 def test_only_what_is_frozen_is_recorded_on_a_gpu() -> None:

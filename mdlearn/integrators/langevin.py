@@ -12,10 +12,10 @@ from mdlearn.integrators.integrator import (
     Surroundings,
     drift,
     kick,
-    kinetic_energy,
     refresh,
     start,
 )
+from mdlearn.system import sum_by_system
 
 
 def langevin(dt: float, friction: float) -> Integrator:
@@ -45,8 +45,11 @@ def langevin(dt: float, friction: float) -> Integrator:
     def ornstein_uhlenbeck(state: State, surroundings: Surroundings) -> State:
         spread = (state.system.masses * surroundings.kT[state.system.system]).sqrt()[:, None]
         thermal = forget * spread * surroundings.noise[0]
-        after = state._replace(momenta=remember * state.momenta + thermal)
-        return after._replace(bath=state.bath + kinetic_energy(state) - kinetic_energy(after))
+        after = remember * state.momenta + thermal
+        # The difference of squares as a product: in one sum, and without rounding what stays.
+        lost = ((state.momenta - after) * (state.momenta + after)).sum(1)
+        given = sum_by_system(lost / (2.0 * state.system.masses), state.system)
+        return state._replace(momenta=after, bath=state.bath + given)
 
     splitting = Splitting(dt, remember)
     return Integrator(start, step, draws=1, keeps_momentum=False, splitting=splitting)

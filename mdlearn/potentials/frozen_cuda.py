@@ -6,16 +6,22 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mdlearn.graph import capture, is_recording, place_for, put
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.kernels import triton_systems as systems
 from mdlearn.potentials.kernels.triton_layout import KernelError
 from mdlearn.system import Evaluation, System
 
 THREADS = 128
 """Of a program, one for each feature of each of its atoms."""
+PARTS = 8
+"""Threads that share the neighbors of an atom, for each feature."""
+ATOMS = 512
+"""That a program for a system looks at together."""
 SLOT = 41
 """Bytes of a slot of a neighbor list: neighbor, translation, reverse, and whether it is one."""
 
@@ -94,6 +100,14 @@ def run(kernel: Any, programs: tuple[int, ...], *arguments: Tensor | float) -> N
     kernel[programs](*arguments, num_warps=THREADS // 32, enable_fp_fusion=True)
 
 
+def add_up(energies: Tensor, forces: Tensor, virials: Tensor, system: System) -> Evaluation:
+    """What follows for systems from the energies and virials of atoms."""
+    energy, stress = energies.new_empty(len(system.cell)), torch.empty_like(system.cell)
+    given = (energies, virials, system.cell, system.system, energy, stress)
+    run(systems.add_up, (len(energy),), *given, len(energies), ATOMS)
+    return Evaluation(energy, forces, stress, energies, virials)
+
+
 def power_of_two(count: int) -> int:
     """The first that is no less."""
     return 1 << (count - 1).bit_length()
@@ -109,3 +123,17 @@ def share(n_atoms: int, width: int) -> tuple[int, tuple[int, int]]:
     row = power_of_two(width)
     block = max(1, THREADS // row)
     return -(-n_atoms // block), (block, row)
+
+
+def crew(n_atoms: int, width: int, numbers: int = 1) -> tuple[int, tuple[int, int, int]]:
+    """The same, with several threads that share the neighbors of an atom; how many stands between.
+
+    Args:
+        n_atoms: atoms to share out.
+        width: threads of an atom, but for those.
+        numbers: that a thread has of what it would have one.
+    """
+    row, room = power_of_two(width), THREADS * numbers
+    some = min(PARTS, max(1, room // row))
+    block = max(1, room // (row * some))
+    return -(-n_atoms // block), (block, some, row)

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.equivariant import NEAR, Equivariant
-from mdlearn.potentials.frozen_cuda import SLOT, FrozenOnGPU, blocks_of, power_of_two, run, share
+from mdlearn.potentials.frozen_cuda import (
+    SLOT,
+    FrozenOnGPU,
+    add_up,
+    blocks_of,
+    crew,
+    power_of_two,
+    run,
+    share,
+)
 from mdlearn.potentials.frozen_cuda_weights import device_weights
 from mdlearn.potentials.kernels import triton_atoms as atom
 from mdlearn.potentials.kernels import triton_geometry as geometry
@@ -15,7 +24,7 @@ from mdlearn.potentials.kernels import triton_pairs as pair
 from mdlearn.potentials.kernels.triton_layout import RADIAL, Workspace, make_workspace
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.wall import STIFFNESS
-from mdlearn.system import Evaluation, System, sum_by_system, volume
+from mdlearn.system import Evaluation, System
 
 COLUMNS = 16
 """Features of atoms that one program multiplies on the sphere."""
@@ -53,10 +62,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
         for layer in reversed(range(n_layers)):
             self._backward(layer, work, index, neighbors)
         self._push(work, neighbors)
-        energy = sum_by_system(work.energies, system)
-        space = volume(system)[:, None, None]
-        stress = sum_by_system(work.virials, system) / torch.where(space > 0.0, space, torch.nan)
-        return Evaluation(energy, work.forces, stress, work.energies, work.virials)
+        return add_up(work.energies, work.forces, work.virials, system)
 
     def _look(self, work: Workspace, system: System, index: Tensor, neighbors: Neighbors) -> None:
         """Who is near whom, and the first density."""
@@ -89,7 +95,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             len(self.species),
             power_of_two(capacity),
         )
-        blocks, shape = share(n_atoms, RADIAL)
+        blocks, shape = crew(n_atoms, RADIAL)
         run(
             pair.expand,
             (blocks, len(self.species)),
@@ -102,7 +108,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             work.density.shape[2],
             self.radial,
             len(self.species),
-            shape[0],
+            *shape[:2],
         )
 
     def _forward(self, layer: int, work: Workspace, index: Tensor, neighbors: Neighbors) -> None:
@@ -110,7 +116,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
         weights, (n_atoms, capacity) = self.weights, neighbors.j.shape
         features = work.heard.shape[2]
         channels = work.density.shape[2] - features
-        blocks, shape = share(n_atoms, features)
+        blocks, shape = crew(n_atoms, features)
         density, mix = work.density, weights.mix[layer]
         if layer == 0:
             density, mix = density[..., :channels], mix[:, :channels]
@@ -160,10 +166,10 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             weights.gate[layer],
             out=work.gates[layer],
         )
-        blocks, shape = share(n_atoms, 2 * features)
+        of_spoken, shape_of_spoken = share(n_atoms, 2 * features)
         run(
             atom.speak,
-            (blocks,),
+            (of_spoken,),
             work.plain[layer],
             work.gates[layer],
             weights.said[layer],
@@ -171,7 +177,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             work.spoken[layer],
             n_atoms,
             2 * features,
-            *shape,
+            *shape_of_spoken,
         )
 
     def _read(self, work: Workspace, index: Tensor) -> None:
@@ -198,7 +204,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
         weights, (n_atoms, capacity) = self.weights, neighbors.j.shape
         features, channels = work.heard.shape[2], work.seen.shape[2]
         given = work.invariants[:, 3 * features * layer :]
-        blocks, shape = share(n_atoms, features)
+        blocks, shape = crew(n_atoms, features)
         last = layer == len(work.plain)
         if last:
             work.to_functions.zero_()
@@ -265,7 +271,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
     def _push(self, work: Workspace, neighbors: Neighbors) -> None:
         """Derivatives of the first density, and with them forces and virials."""
         n_atoms, capacity = neighbors.j.shape
-        blocks, shape = share(n_atoms, RADIAL)
+        blocks, shape = crew(n_atoms, RADIAL)
         run(
             pair.expand_back,
             (blocks, len(self.species)),
@@ -280,7 +286,7 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             work.seen.shape[2],
             self.radial,
             len(self.species),
-            shape[0],
+            *shape[:2],
         )
         run(
             geometry.push,

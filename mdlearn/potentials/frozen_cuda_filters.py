@@ -1,4 +1,4 @@
-"""SchNet and PaiNN frozen for a GPU: filters from tables, messages fused, the rest as it is."""
+"""SchNet and PaiNN frozen for a GPU: pairs and messages in kernels, and the rest as it is."""
 
 from __future__ import annotations
 
@@ -8,44 +8,68 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from mdlearn.neighbors import Neighbors
-from mdlearn.potentials.evaluate import evaluate
-from mdlearn.potentials.frozen_cuda import SLOT, THREADS, FrozenOnGPU, blocks_of, run, share
+from mdlearn.potentials.frozen_cuda import (
+    SLOT,
+    FrozenOnGPU,
+    add_up,
+    crew,
+    power_of_two,
+    run,
+)
 from mdlearn.potentials.frozen_painn import painn_filters
 from mdlearn.potentials.frozen_schnet import schnet_filters
 from mdlearn.potentials.kernels import triton_filters as kernel
+from mdlearn.potentials.kernels import triton_geometry as geometry
 from mdlearn.potentials.kernels.spline import ROWS
+from mdlearn.potentials.network import Representation
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.pairs import ChebyshevBasis
-from mdlearn.potentials.schnet import SchNet
+from mdlearn.potentials.schnet import Interaction, SchNet
+from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
 
 WORDS = {1: 1, 2: 2, 3: 5}
 """How many times F numbers an atom says, by sets of filters; see `triton_filters`."""
+SLICE = 64
+"""Features of a slice, see `triton_filters`: of 250 rows, 64 kB for each set of filters."""
+NUMBERS = 4
+"""That a thread has of what stands in a row: they come from memory together."""
 CROWDING = 1.0 / ChebyshevBasis.stretch
 """Of the knots of PaiNN's filters, see `triton_filters.approach`."""
-EXACT = 240
-"""Bytes of a slot of what is float64 in an evaluation: vectors, translations, derivatives."""
-NUMBERS = 60
-"""In the precision of the network: distances, directions, blends, and their derivatives."""
 OF_FEATURE = 24
 """Numbers of an atom that are kept for each feature of a layer, about."""
 
 
-class Pairs(NamedTuple):
-    """What all layers know of pairs."""
+class Room(NamedTuple):
+    """What stands between the launches, besides what autograd keeps; axes: `triton_filters`."""
 
-    distance: Tensor
-    """(N, K) Å."""
-    direction: Tensor
-    """(N, K, 3), unit vectors to the neighbors."""
-    j: Tensor
-    """(N, K) as in `Neighbors`."""
+    pairs: Tensor
+    """(N, K, 4) float64, directions and distances of neighbors within the cutoff."""
+    slots: Tensor
+    """(N, K) int32, where they are listed."""
+    bounds: Tensor
+    """(N, Z + 1) int32, where those of an element begin and end."""
+    slope: Tensor
+    """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors."""
+    others: Tensor
+    """(N, K) int32, the neighbors."""
     places: Tensor
-    """(N, K) int32, see `triton_filters.approach`."""
+    """(N, K) int32, where in tables their filters are."""
     blends: Tensor
-    """(N, K, 10), likewise."""
+    """(N, K, 10), how rows of a table are blended."""
+    along: Tensor
+    """(S, N, K), derivatives by distances, a share for each slice."""
+    turning: Tensor
+    """(S, N, K, 3), by directions; without slices where nobody asks for these."""
+    energies: Tensor
+    """(N,) float64 eV, without what the network says."""
+    forces: Tensor
+    """(N, 3) float64 eV/Å."""
+    virials: Tensor
+    """(N, 3, 3) float64 eV."""
 
 
 class Filters(NamedTuple):
@@ -57,39 +81,49 @@ class Filters(NamedTuple):
     """G."""
 
 
-class Listening(NamedTuple):
-    """How a network hears."""
+class Ears(NamedTuple):
+    """What a network hears with."""
 
+    room: Room
+    """In which pairs are known."""
     filters: Sequence[Filters]
     """Of its layers."""
-    crowding: float
-    """See `triton_filters.approach`."""
+    leaf: Tensor
+    """To ask for the derivative by, which is not there: on the way, `Room` is given all."""
 
 
 class FilteredSchNet(SchNet):
     """SchNet that hears by kernels."""
 
-    listening: Listening
+    ears: Ears
+    quiet: list[Tensor]
+    """(F,) of each layer: what an atom that hears nothing answers."""
 
-    def listen(
-        self, r: Tensor, distance: Tensor, neighbors: Neighbors
-    ) -> list[Callable[[Tensor], Tensor]]:
-        """See `SchNet`."""
-        pairs = approach(r, distance, neighbors, self.cutoff, self.listening)
-        return [partial(hear, pairs, each) for each in self.listening.filters]
+    def represent(
+        self, index: Tensor, r: Tensor, distance: Tensor, neighbors: Neighbors
+    ) -> Representation:
+        """See `SchNet`; in fewer operations, as no gradient by weights is asked for."""
+        start = self.embedding[index]
+        h = start
+        for layer, filters, quiet in zip(
+            self.interactions, self.ears.filters, self.quiet, strict=True
+        ):
+            assert isinstance(layer, Interaction)
+            messages = hear(self.ears, filters, layer.before(h))
+            h = torch.addmm(h, softplus(layer.hidden(messages)) - quiet, layer.after.weight.t())
+        return Representation(h - start)
 
 
 class FilteredPaiNN(PaiNN):
     """PaiNN that hears by kernels."""
 
-    listening: Listening
+    ears: Ears
 
     def listen(
         self, r: Tensor, distance: Tensor, neighbors: Neighbors
     ) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """See `PaiNN`."""
-        pairs = approach(r, distance, neighbors, self.cutoff, self.listening)
-        return [partial(hear_both, pairs, each) for each in self.listening.filters]
+        return [partial(hear_both, self.ears, each) for each in self.ears.filters]
 
 
 class FrozenFiltersOnGPU(FrozenOnGPU):
@@ -102,66 +136,171 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
         like, n = network.wall.start, network.settings.features
         kind: type[FilteredSchNet | FilteredPaiNN]
         if isinstance(network, PaiNN):
-            kind, rows, sets, crowding = FilteredPaiNN, painn_filters(network), 3, CROWDING
+            kind, rows, sets = FilteredPaiNN, painn_filters(network), 3
         else:
-            kind, rows, sets, crowding = FilteredSchNet, schnet_filters(network), 1, 0.0
+            kind, rows, sets = FilteredSchNet, schnet_filters(network), 1
         table = torch.tensor(rows, dtype=like.dtype, device=like.device)
         tables = table.chunk(network.settings.interactions, 1)
-        filters = [Filters(each.contiguous(), sets) for each in tables]
+        self.filters = [Filters(each.contiguous(), sets) for each in tables]
         if sets == 3:  # at first there are no vectors to be said
-            filters[0] = Filters(tables[0][:, : 2 * n].contiguous(), 2)
+            self.filters[0] = Filters(tables[0][:, : 2 * n].contiguous(), 2)
+        self.crowding = CROWDING if sets == 3 else 0.0
         self.network = kind(network.species, network.elements.energies(), network.settings)
         self.network.to(like).load_state_dict(network.state_dict())
-        self.network.requires_grad_(False).listening = Listening(filters, crowding)
+        self.network.requires_grad_(False)
+        if isinstance(self.network, FilteredSchNet):
+            layers = [each for each in self.network.interactions if isinstance(each, Interaction)]
+            self.network.quiet = [softplus(each.hidden.bias) for each in layers]
+        self.wall = network.wall.start.double()
+        self.reference = network.elements.bits.view(torch.float64)
 
-    def room(self, n_atoms: int, capacity: int) -> None:
-        """See `FrozenOnGPU`. Autograd finds room for itself."""
+    def room(self, n_atoms: int, capacity: int) -> Room:
+        """See `FrozenOnGPU`."""
+        exact, like = self.reference, self.filters[0].table
+        slices = -(-self.network.settings.features // SLICE)
+        turning = slices if self.filters[0].sets > 1 else 0
+        slots, others, places = (
+            exact.new_zeros(n_atoms, capacity, dtype=torch.int32) for _ in range(3)
+        )
+        return Room(
+            pairs=exact.new_zeros(n_atoms, capacity, 4),
+            slots=slots,
+            bounds=exact.new_zeros(n_atoms, len(exact) + 1, dtype=torch.int32),
+            slope=exact.new_zeros(n_atoms, capacity, 3),
+            others=others,
+            places=places,
+            blends=like.new_zeros(n_atoms, capacity, 2 * ROWS),
+            along=like.new_zeros(slices, n_atoms, capacity),
+            turning=like.new_zeros(turning, n_atoms, capacity, 3),
+            energies=exact.new_zeros(n_atoms),
+            forces=exact.new_zeros(n_atoms, 3),
+            virials=exact.new_zeros(n_atoms, 3, 3),
+        )
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`. The list is copied to where recordings read it: of this, and of a step."""
-        settings, size = self.network.settings, self.network.wall.start.element_size()
-        words = max(WORDS[each.sets] for each in self.network.listening.filters)
+        settings, size = self.network.settings, self.filters[0].table.element_size()
+        words = max(WORDS[each.sets] for each in self.filters)
         of_layer = settings.features * (OF_FEATURE + 2 * words) * size
-        of_slot = EXACT + NUMBERS * size + 2 * SLOT
-        return n_atoms * (capacity * of_slot + settings.interactions * of_layer)
+        of_atom = sum(each.nbytes for each in self.room(1, capacity))
+        of_atom += settings.interactions * of_layer
+        return n_atoms * (of_atom + 2 * capacity * SLOT)
 
-    def launch(self, work: Any, system: System, neighbors: Neighbors) -> Evaluation:
+    def launch(self, work: Room, system: System, neighbors: Neighbors) -> Evaluation:
         """See `FrozenOnGPU`."""
-        return evaluate(self.network, system, neighbors)
+        index = self.network.elements.index(system.numbers)
+        self._look(work, system, index, neighbors)
+        leaf = self.filters[0].table.new_zeros(()).requires_grad_()
+        self.network.ears = Ears(work, self.filters, leaf)
+        with torch.enable_grad():
+            said = self.network.interaction(index, leaf, leaf, neighbors)
+            torch.autograd.grad(said, leaf, torch.ones_like(said), allow_unused=True)
+        energies = work.energies + said.detach()
+        self._push(work, neighbors)
+        return add_up(energies, work.forces, work.virials, system)
+
+    def _look(self, work: Room, system: System, index: Tensor, neighbors: Neighbors) -> None:
+        """Who is near whom, and what all layers know of it."""
+        n_atoms, capacity = neighbors.j.shape
+        row = power_of_two(capacity)
+        run(
+            geometry.look,
+            (n_atoms,),
+            system.positions,
+            system.cell,
+            system.system,
+            index,
+            neighbors.j,
+            neighbors.shift,
+            neighbors.valid,
+            self.wall,
+            self.reference,  # of no radial functions there are no weights
+            self.reference,
+            work.pairs,
+            work.blends,  # nor values
+            work.slots,
+            work.bounds,
+            work.slope,
+            work.energies,
+            capacity,
+            self.cutoff,
+            1.0,
+            1.0,
+            STIFFNESS,
+            0,
+            len(self.species),
+            row,
+        )
+        run(
+            kernel.approach,
+            (n_atoms,),
+            work.pairs,
+            work.slots,
+            work.bounds,
+            neighbors.j,
+            work.others,
+            work.places,
+            work.blends,
+            work.along,
+            work.turning,
+            n_atoms,
+            capacity,
+            self.cutoff,
+            self.crowding,
+            len(self.filters[0].table) - ROWS,
+            len(self.species),
+            len(work.along),
+            len(work.turning) > 0,
+            row,
+        )
+
+    def _push(self, work: Room, neighbors: Neighbors) -> None:
+        """Forces and virials."""
+        n_atoms, capacity = neighbors.j.shape
+        row = power_of_two(capacity)
+        run(
+            kernel.conclude,
+            (n_atoms,),
+            work.pairs,
+            work.slots,
+            work.bounds,
+            work.along,
+            work.turning,
+            work.slope,
+            n_atoms,
+            capacity,
+            len(self.species),
+            len(work.along),
+            len(work.turning) > 0,
+            row,
+        )
+        run(
+            geometry.push,
+            (n_atoms,),
+            work.pairs,
+            work.slots,
+            work.bounds,
+            neighbors.reverse,
+            work.slope,
+            work.forces,
+            work.virials,
+            capacity,
+            len(self.species),
+            row,
+        )
 
 
-def approach(
-    r: Tensor, distance: Tensor, neighbors: Neighbors, cutoff: float, listening: Listening
-) -> Pairs:
-    """How filters are blended for each pair; see `triton_filters.approach`."""
-    places = torch.empty_like(distance, dtype=torch.int32)
-    blends = distance.new_empty(*distance.shape, 2 * ROWS)
-    run(
-        kernel.approach,
-        blocks_of(distance.numel(), THREADS),
-        distance.detach(),
-        places,
-        blends,
-        distance.numel(),
-        cutoff,
-        listening.crowding,
-        len(listening.filters[0].table) - ROWS,
-        THREADS,
-    )
-    return Pairs(distance, r / distance[..., None], neighbors.j, places, blends)
-
-
-def hear_both(pairs: Pairs, filters: Filters, said: Tensor) -> tuple[Tensor, Tensor]:
+def hear_both(ears: Ears, filters: Filters, said: Tensor) -> tuple[Tensor, Tensor]:
     """Changes of scalars (N, F) and of vectors (N, 3, F); see `hear`."""
-    heard = hear(pairs, filters, said).view(len(said), 4, -1)
+    heard = hear(ears, filters, said).view(len(said), 4, -1)
     return heard[:, 0], heard[:, 1:]
 
 
-def hear(pairs: Pairs, filters: Filters, said: Tensor) -> Tensor:
+def hear(ears: Ears, filters: Filters, said: Tensor) -> Tensor:
     """What atoms hear from their neighbors; see `triton_filters`.
 
     Args:
-        pairs: the pairs.
+        ears: of the network.
         filters: of the layer.
         said: (N, F, 2F or 5F).
 
@@ -169,7 +308,7 @@ def hear(pairs: Pairs, filters: Filters, said: Tensor) -> Tensor:
         (N, F or 4F).
     """
     apply: Any = _Hear.apply
-    heard: Tensor = apply(said, pairs.distance, pairs.direction, pairs, filters)
+    heard: Tensor = apply(said, ears.leaf, ears.room, filters)
     return heard
 
 
@@ -177,24 +316,22 @@ class _Hear(torch.autograd.Function):
     """Differentiable once, which is all that a frozen network is asked for."""
 
     @staticmethod
-    def forward(
-        ctx: Any, said: Tensor, distance: Tensor, direction: Tensor, pairs: Pairs, filters: Filters
-    ) -> Tensor:
+    def forward(ctx: Any, said: Tensor, leaf: Tensor, room: Room, filters: Filters) -> Tensor:
         said, features = said.contiguous(), filters.table.shape[1] // filters.sets
-        heard = said.new_empty(len(said), features * (1 if filters.sets == 1 else 4))
-        programs, threads = share(len(said), features)
-        ctx.given = (pairs.j, pairs.places, pairs.blends, direction, filters.table, said)
-        ctx.shape = (*pairs.j.shape, features, filters.sets, WORDS[filters.sets], *threads)
-        run(kernel.hear, (programs,), *ctx.given, heard, *ctx.shape)
+        n_atoms, capacity = room.slots.shape
+        heard = said.new_empty(n_atoms, features * (1 if filters.sets == 1 else 4))
+        blocks, threads = crew(n_atoms, min(SLICE, features), NUMBERS)
+        ctx.room, ctx.programs = room, (blocks, len(room.along))
+        known = (room.pairs, room.bounds, room.others, room.places, room.blends)
+        ctx.given = (*known, filters.table, said)
+        ctx.shape = (n_atoms, capacity, room.bounds.shape[1] - 1, features)
+        ctx.shape += (filters.sets, WORDS[filters.sets], *threads)
+        run(kernel.hear, ctx.programs, *ctx.given, heard, *ctx.shape)
         return heard
 
     @staticmethod
     def backward(ctx: Any, to_heard: Tensor) -> tuple[Tensor | None, ...]:
-        _, _, blends, direction, _, said = ctx.given
-        n_atoms, capacity, features, sets, *_ = ctx.shape
-        to_said, to_distance = torch.empty_like(said), blends.new_empty(n_atoms, capacity)
-        to_direction = torch.empty_like(direction)
-        results = (to_heard.contiguous(), to_said, to_distance, to_direction)
-        run(kernel.hear_back, (share(n_atoms, features)[0],), *ctx.given, *results, *ctx.shape)
-        # With one set of filters nobody has asked where a neighbor is.
-        return to_said, to_distance, None if sets == 1 else to_direction, None, None
+        to_said = torch.empty_like(ctx.given[-1])
+        results = (to_heard.contiguous(), to_said, ctx.room.along, ctx.room.turning)
+        run(kernel.hear_back, ctx.programs, *ctx.given, *results, *ctx.shape)
+        return to_said, None, None, None

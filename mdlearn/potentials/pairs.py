@@ -141,7 +141,9 @@ def distances(r: Tensor) -> Tensor:
     Returns:
         (n_atoms, K) Å.
     """
-    return r.square().sum(-1).clamp_min(1e-12).sqrt()
+    square = r.square().sum(-1)
+    # Not clamped, since the derivative of that is zero where there is no number.
+    return torch.where(square < 1e-12, 1e-12, square).sqrt()
 
 
 def envelope(distance: Tensor, cutoff: float) -> Tensor:

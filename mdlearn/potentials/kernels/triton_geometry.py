@@ -93,7 +93,7 @@ def look(
     square = x * x + y * y + z * z
     inside = listed & (square < cutoff * cutoff)
     inside = inside | (listed & (square != square))  # what is no number must not be lost
-    d = tl.sqrt(tl.maximum(square, 2.0**-40))
+    d = tl.sqrt(tl.maximum(square, 2.0**-40, propagate_nan=tl.PropagateNan.ALL))
     x, y, z = x / d, y / d, z / d
 
     element = tl.load(index + other, listed, 0)

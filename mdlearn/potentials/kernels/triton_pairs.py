@@ -1,9 +1,10 @@
 """Loops over the neighbors of atoms on a GPU: what `neighborhood` has for a CPU.
 
-A program has a block of atoms, and a thread one feature of one of them: it goes through the
-neighbors of its atom, and all sums stay in its registers. What an atom is for others they fetch
-where they need it, by the rows of the neighbor list, which hold every pair twice. So nothing is
-added to what another program writes, and the bits do not depend on who comes first.
+A program has a block of atoms, and a thread one feature of one of them: it goes through some of the
+neighbors of its atom, and all sums stay in its registers until threads add theirs up. What an atom
+is for others they fetch where they need it, by the rows of the neighbor list, which hold every pair
+twice. So nothing is added to what another program writes, and the bits do not depend on who comes
+first.
 
 Axes: N atoms, K neighbors, M harmonics, F features, C channels of the first density, B radial
 functions (of 16 places), Z elements. Arrays of functions are (M, N, F), and a row of them may be
@@ -24,6 +25,7 @@ from mdlearn.potentials.kernels.triton_sphere import (
     nothing,
     spread,
     store,
+    summed,
 )
 
 
@@ -39,24 +41,26 @@ def expand(
     radial: tl.constexpr,
     elements: tl.constexpr,
     block: tl.constexpr,
+    some: tl.constexpr,
 ) -> None:
     """The density (M, N, width) of the neighbors of one element, in channels of its own."""
-    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None]
-    b = tl.arange(0, LANES)[None]
+    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None, None]
+    b = tl.arange(0, LANES)[None, None]
     species = tl.program_id(1)
     first = tl.load(bounds + n * (elements + 1) + species, n < atoms, 0)
     count = tl.load(bounds + n * (elements + 1) + species + 1, n < atoms, 0) - first
     first += n * capacity
     dtype = basis.dtype.element_ty
-    c = nothing(tl.zeros((block, LANES), dtype))
-    for k in range(tl.max(count)):
+    c = nothing(tl.zeros((block, some, LANES), dtype))
+    for begun in range(0, tl.max(count), some):
+        k = begun + tl.arange(0, some)[None, :, None]
         live = k < count
         pair = pairs + (first + k) * 4
         x, y, z = direction(pair, live, dtype)
         value = tl.load(basis + (first + k) * (2 * LANES) + b, live & (b < radial), 0.0)
         c = spread(c, value, (0.0, 0.0, 0.0), x, y, z)
     own = (n < atoms) & (b < radial)
-    store(density + n * width + species * radial + b, atoms * width, c, own)
+    store(density + n * width + species * radial + b, atoms * width, summed(c), own)
 
 
 @triton.jit(do_not_specialize=["atoms", "capacity"])
@@ -73,10 +77,11 @@ def expand_back(
     radial: tl.constexpr,
     elements: tl.constexpr,
     block: tl.constexpr,
+    some: tl.constexpr,
 ) -> None:
     """Adds the derivative of the energy by pairs, from that by the density (M, N, width)."""
-    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None]
-    b = tl.arange(0, LANES)[None]
+    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None, None]
+    b = tl.arange(0, LANES)[None, None]
     species = tl.program_id(1)
     first = tl.load(bounds + n * (elements + 1) + species, n < atoms, 0)
     count = tl.load(bounds + n * (elements + 1) + species + 1, n < atoms, 0) - first
@@ -84,7 +89,8 @@ def expand_back(
     dtype = basis.dtype.element_ty
     own = (n < atoms) & (b < radial)
     c = load(density + n * width + species * radial + b, atoms * width, own)
-    for k in range(tl.max(count)):
+    for begun in range(0, tl.max(count), some):
+        k = begun + tl.arange(0, some)[None, :, None]
         live = k < count
         pair = pairs + (first + k) * 4
         x, y, z = direction(pair, live, dtype)
@@ -129,12 +135,12 @@ def push_pair(
     x, y, z = direction(pair, live, tl.float64)
     d = tl.load(pair + 3, live, 1.0)
     g = (
-        tl.sum(gx, 1, keep_dims=True) / d,
-        tl.sum(gy, 1, keep_dims=True) / d,
-        tl.sum(gz, 1, keep_dims=True) / d,
+        tl.sum(gx, 2, keep_dims=True) / d,
+        tl.sum(gy, 2, keep_dims=True) / d,
+        tl.sum(gz, 2, keep_dims=True) / d,
     )
     _, gx, gy, gz = across(g, x, y, z)
-    along = tl.sum(along, 1, keep_dims=True)
+    along = tl.sum(along, 2, keep_dims=True)
     tl.store(slope, tl.load(slope, live, 0.0) + gx + along * x, live)
     tl.store(slope + 1, tl.load(slope + 1, live, 0.0) + gy + along * y, live)
     tl.store(slope + 2, tl.load(slope + 2, live, 0.0) + gz + along * z, live)
@@ -169,6 +175,7 @@ def hear(
     elements: tl.constexpr,
     features: tl.constexpr,
     block: tl.constexpr,
+    some: tl.constexpr,
     row: tl.constexpr,
 ) -> None:
     """The density of what atoms hear from their neighbors.
@@ -189,17 +196,19 @@ def hear(
         elements: Z.
         features: F.
         block: atoms of a program.
+        some: threads that share the neighbors of an atom.
         row: a power of two that is no less than F.
     """
-    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None]
-    f = tl.arange(0, row)[None]
+    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None, None]
+    f = tl.arange(0, row)[None, None]
     own = (n < atoms) & (f < features)
     count = tl.load(bounds + n * (elements + 1) + elements, n < atoms, 0)
     dtype = basis.dtype.element_ty
     level_filter = load(filters + f, 2 * features, f < features)
     slope_filter = load(filters + features + f, 2 * features, f < features)
-    c = nothing(tl.zeros((block, row), dtype))
-    for k in range(tl.max(count)):
+    c = nothing(tl.zeros((block, some, row), dtype))
+    for begun in range(0, tl.max(count), some):
+        k = begun + tl.arange(0, some)[None, :, None]
         live = k < count
         at = n * capacity + k
         pair = pairs + at * 4
@@ -213,7 +222,7 @@ def hear(
         level = filter_pair(basis + at * (2 * LANES), level_filter, radial, live)
         rise = filter_pair(basis + at * (2 * LANES), slope_filter, radial, live)
         c = spread(c, value * level, (sx * rise, sy * rise, sz * rise), x, y, z)
-    store(density + n * width + f, atoms * width, c, own)
+    store(density + n * width + f, atoms * width, summed(c), own)
 
 
 @triton.jit(do_not_specialize=["atoms", "capacity"])
@@ -234,6 +243,7 @@ def hear_back(
     elements: tl.constexpr,
     features: tl.constexpr,
     block: tl.constexpr,
+    some: tl.constexpr,
     row: tl.constexpr,
 ) -> None:
     """From what others heard of atoms to the adjoint of what these said.
@@ -259,10 +269,11 @@ def hear_back(
         elements: Z.
         features: F.
         block: atoms of a program.
+        some: threads that share the neighbors of an atom.
         row: a power of two that is no less than F.
     """
-    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None]
-    f = tl.arange(0, row)[None]
+    n = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)[:, None, None]
+    f = tl.arange(0, row)[None, None]
     own = (n < atoms) & (f < features)
     count = tl.load(bounds + n * (elements + 1) + elements, n < atoms, 0)
     dtype = basis.dtype.element_ty
@@ -271,8 +282,10 @@ def hear_back(
     column, stride = n * (2 * features) + f, atoms * (2 * features)
     level = load(spoken + column, stride, own)
     rising = load(spoken + features + column, stride, own)
-    to_level, to_rising = nothing(level[0]), nothing(level[0])
-    for k in range(tl.max(count)):
+    to_level = nothing(tl.zeros((block, some, row), dtype))
+    to_rising = to_level
+    for begun in range(0, tl.max(count), some):
+        k = begun + tl.arange(0, some)[None, :, None]
         live = k < count
         at = n * capacity + k
         pair = pairs + at * 4
@@ -305,5 +318,5 @@ def hear_back(
             slope + slot * 3,
             live,
         )
-    store(said + column, stride, to_level, own)
-    store(said + features + column, stride, to_rising, own)
+    store(said + column, stride, summed(to_level), own)
+    store(said + features + column, stride, summed(to_rising), own)

@@ -51,6 +51,15 @@ def nothing(like: tl.tensor) -> tl.tuple:
 
 
 @triton.jit
+def summed(c: tl.tuple) -> tl.tuple:
+    """Functions of blocks of atoms from the shares (block, some, row) of threads."""
+    found: tl.tuple = ()
+    for m in tl.static_range(HARMONICS):
+        found += (tl.sum(c[m], 1, keep_dims=True),)
+    return found
+
+
+@triton.jit
 def bend(h: tl.tuple, x: tl.tensor, y: tl.tensor, z: tl.tensor) -> tl.tuple:
     """Second derivatives (xx, yy, xy, xz, yz) times a vector; zz is what makes the trace zero."""
     return (
