@@ -15,13 +15,14 @@ units and V = 3FI invariants; C = ZB channels in the first layer, ZB + F in thos
     what is said, per atom          N (8MF² + 12F² + 2MF)  back  N (8MF² + 12F² + 6MF)
     energies, per atom              N (2VH + 2V)           back  N (2VH + V)
 
-SchNet, with F features, I layers and H hidden units; five rows of a table make a filter, one of
-both atoms of a pair finds the slope of the energy along it, and only one element speaks at the
-start of a layer, to which no adjoints go back:
+SchNet, with F features, I layers, H hidden units and S shares of atoms; five rows of a table make a
+filter, one of both atoms of a pair works on it for both, and only one element speaks at the start
+of a layer, to which no adjoints go back:
 
-    how filters are blended, per pair    84 P
-    what is heard, per pair              P 11F             back  P 11F, but for the first layer
+    how filters are blended, per pair    42 P
+    what is heard, per pair              P 6.5F            back  P 6.5F, but for the first layer
     slopes, per pair                                       back  P 7F
+    sums of shares, per atom             N (S - 1) F       back  N (S - 1) F, likewise
     hidden layer and change, per atom    N (4F² + 3F)      back  N (4F² + F)
     what is said next, per atom          N (2F² + F)       back  N (2F² + F)
     energies, per atom                   N (2FH + 2F)      back  N (2FH + F)
@@ -64,6 +65,7 @@ from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import schnet
+from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.kernels.sweep import sweep
 from mdlearn.potentials.network import Size
 
@@ -82,19 +84,22 @@ def operations_of_schnet(
     hidden = len(weights.out)
     square = 2.0 * features**2
 
-    def forward(layer: int) -> float:
-        said = square + features if layer + 1 < n_layers else 0.0
-        return n_pairs * 11.0 * features + n_atoms * (2 * square + 3 * features + said)
-
+    shares = n_atoms * (SHARES - 1.0) * features
     listen_back = n_atoms * (2 * square + features)
     read = n_atoms * (4.0 * features * hidden + 3 * features)
-    stages = [("distances, filters", 84.0 * n_pairs)]
-    stages += [(f"layer {layer + 1}", forward(layer)) for layer in range(n_layers - 1)]
-    stages.append((f"layer {n_layers}, energies", forward(n_layers - 1) + read + listen_back))
+    stages = [("distances, filters", 42.0 * n_pairs)]
+    for layer in range(n_layers):
+        last = layer + 1 == n_layers
+        count = read + listen_back if last else n_atoms * (square + features)
+        count += shares + n_atoms * (2 * square + 3 * features)
+        stages.append((f"layer {layer + 1}: pairs", n_pairs * 6.5 * features))
+        stages.append((f"layer {layer + 1}: atoms{', energies' if last else ''}", count))
     for layer in reversed(range(n_layers)):
-        count = n_pairs * (18.0 if layer else 7.0) * features
-        count += n_atoms * (square + features) + listen_back if layer else 3.0 * n_pairs
-        stages.append((f"back: layer {layer + 1}", count))
+        count = shares + n_atoms * (square + features) + listen_back if layer else 3.0 * n_pairs
+        stages.append(
+            (f"back: layer {layer + 1}: pairs", n_pairs * (13.5 if layer else 7.0) * features)
+        )
+        stages.append((f"back: layer {layer + 1}: atoms", count))
     return [*stages, ("forces", 27.0 * n_pairs)]
 
 

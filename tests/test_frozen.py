@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ase
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
+from mdlearn.potentials.kernels import spline
+from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
@@ -158,6 +162,23 @@ def test_one_atom_of_a_pair_looks_after_it(architecture: type[Network]) -> None:
         assert work.own.max() < 0.8 * work.within.max()
     itself = neighbors.j == torch.arange(2)[:, None]
     assert (itself & neighbors.valid).any()
+
+
+def test_every_share_of_every_bundle_comes_with_one_block() -> None:
+    tasks_of: Any = spline.tasks_of  # which Python cannot call as it is compiled
+    share_of: Any = spline.share_of
+    tasks_of, share_of = tasks_of.py_func, share_of.py_func
+    for blocks, bundles in ((1, 1), (2, 1), (2, 4), (12, 4), (7, 3), (96, 2)):
+        done = [range(*tasks_of(block, blocks, bundles)) for block in range(blocks)]
+        assert [task for each in done for task in each] == list(range(SHARES * bundles))
+        halves = [sum(map(len, done[: blocks // 2])), sum(map(len, done[blocks // 2 :]))]
+        assert blocks % 2 or halves[0] == halves[1]
+    for n_atoms in (1, 3, 192):
+        for bundle in (0, 2):
+            parts = [share_of(SHARES * bundle + share, n_atoms) for share in range(SHARES)]
+            assert [each[:2] for each in parts] == [(bundle, share) for share in range(SHARES)]
+            atoms = [n for each in parts for n in range(*each[2:])]
+            assert atoms == list(range(n_atoms))
 
 
 @each_network

@@ -24,6 +24,7 @@ from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import painn as kernel
 from mdlearn.potentials.kernels.painn_layout import Scratch, Weights, Workspace
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.painn import SOFTNESS, Message, PaiNN, Update
 from mdlearn.potentials.pairs import ChebyshevBasis
 
@@ -31,7 +32,7 @@ from mdlearn.potentials.pairs import ChebyshevBasis
 def freeze_painn(network: PaiNN) -> FrozenNetwork:
     """Takes over the network's weights, in its precision, and tables of its filters."""
     n = network.settings.interactions
-    loops = Loops("painn", kernel.forward, kernel.backward, turn=n, stages=2 * n + 2)
+    loops = Loops("painn", kernel.forward, kernel.backward, turn=2 * n, stages=4 * n + 2)
     return FrozenNetwork(network, _weights(network), _workspace, loops)
 
 
@@ -119,9 +120,10 @@ def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
     return Workspace(
         **common_room(n_atoms, capacity),
         **pair_room(n_atoms, capacity, weights.own.dtype),
-        bent=np.zeros((n_atoms, capacity, 4)),
-        said=room(layers, n_atoms, 5 * n),
-        heard=room(2, n_atoms, 4 * n),
+        bent=room(n // WIDTH, n_atoms, capacity, 4),
+        said=room(layers, n // WIDTH, n_atoms, 5 * WIDTH),
+        shares=room(SHARES, n // WIDTH, blocks * block, 5 * WIDTH),
+        heard=room(2, n // WIDTH, n_atoms, 4 * WIDTH),
         vectors=room(layers, blocks, 3 * block, n),
         mixed=room(layers, blocks, 3 * block, 2 * n),
         gates=room(layers, blocks, block, 2 * n),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +23,14 @@ from mdlearn.potentials.frozen_network import (
 from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.schnet import Interaction, SchNet
 
 
 def freeze_schnet(network: SchNet) -> FrozenNetwork:
     """Takes over the network's weights, in its precision, and tables of its filters."""
     n = network.settings.interactions
-    loops = Loops("schnet", kernel.forward, kernel.backward, turn=n, stages=2 * n + 2)
+    loops = Loops("schnet", kernel.forward, kernel.backward, turn=2 * n, stages=4 * n + 2)
     return FrozenNetwork(network, _weights(network), _workspace, loops)
 
 
@@ -87,8 +87,9 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
     return kernel.Workspace(
         **common_room(n_atoms, capacity),
         **pair_room(n_atoms, capacity, weights.speak.dtype),
-        along=np.zeros((n_atoms, capacity)),
+        along=room(n_features // WIDTH, n_atoms, capacity),
         said=room(n_layers, blocks * block, n_features),
+        shares=room(SHARES, n_features // WIDTH, blocks * block, WIDTH),
         heard=room(2, blocks * block, n_features),
         rises=room(n_layers, blocks, block, n_features),
         invariants=room(blocks, block, n_features),

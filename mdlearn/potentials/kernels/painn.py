@@ -2,8 +2,8 @@
 
 What `mdlearn.potentials.painn` computes, and its derivative by hand. What an atom says to all its
 neighbors are 5F numbers: what is heard by scalars, by vectors along the line, and its own vectors.
-The way back is a gather, too, of the adjoints of 4F numbers that are heard; and one of the atoms of
-a pair finds the derivative by it, as in `kernels.schnet`.
+The way back goes along the same pairs, with adjoints of 4F numbers that are heard. One of the atoms
+of a pair works on it for both, as in `kernels.schnet`.
 """
 
 from __future__ import annotations
@@ -16,124 +16,190 @@ from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
-from mdlearn.potentials.kernels.spline import ROWS, approach, filtered
+from mdlearn.potentials.kernels.spline import (
+    ROWS,
+    add_shares,
+    approach,
+    clear_sums,
+    filtered,
+    share_of,
+    tasks_of,
+)
 
 
 @compiled(merge=True)
-def _hear(
-    layer: int,
-    atoms: tuple[int, int],
-    weights: Weights,
-    work: Workspace,
-    scalars: Array,
-    vectors: Array,
-) -> None:
-    """Adds what some atoms hear to scalars (W F,) and vectors (3 W F,)."""
-    n = weights.own.shape[2]
-    span = len(scalars)
-    said = work.said[layer].reshape(-1)
-    for bundle in range(n // WIDTH):
-        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
-        plain, along, across = tables[0], tables[1], tables[2]
-        for atom in range(atoms[0], atoms[1]):
-            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
-            pairs = work.pairs[atom]
-            here = (atom - atoms[0]) * n + lane
-            s, x = load(scalars, here), load(vectors, here)
-            y, z = load(vectors, span + here), load(vectors, 2 * span + here)
-            for k in range(work.within[atom]):
-                place, blend, there = places[k], blends[k], near[k] * 5 * n + lane
-                s = s + filtered(plain, place, blend, 0) * load(said, there)
-                straight = filtered(along, place, blend, 0) * load(said, there + n)
-                x = x + pairs[k, 0] * straight
-                y = y + pairs[k, 1] * straight
-                z = z + pairs[k, 2] * straight
-                if layer > 0:
-                    turned = filtered(across, place, blend, 0)
-                    x = x + turned * load(said, there + 2 * n)
-                    y = y + turned * load(said, there + 3 * n)
-                    z = z + turned * load(said, there + 4 * n)
-            store(scalars, here, s)
-            store(vectors, here, x)
-            store(vectors, span + here, y)
-            store(vectors, 2 * span + here, z)
+def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """Sums over pairs, for the scalars and the vectors that both atoms of each hear.
 
-
-@compiled(merge=True)
-def _gather_back(
-    layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace, adjoint: Array
-) -> None:
-    """From what others heard of some atoms: the adjoint of what these said, in rows (W 5F,).
-
-    Directions are opposite to those that the listener sees.
+    The other atom sees the opposite direction.
     """
-    n = weights.own.shape[2]
-    heard = work.heard[layer % 2].reshape(-1)
-    for bundle in range(n // WIDTH):
-        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
-        plain, along, across = tables[0], tables[1], tables[2]
-        for atom in range(atoms[0], atoms[1]):
-            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
-            pairs = work.pairs[atom]
-            to_a = alike(0.0, load(heard, lane))
-            to_b, to_x, to_y, to_z = to_a, to_a, to_a, to_a
-            for k in range(work.within[atom]):
-                place, blend, there = places[k], blends[k], near[k] * 4 * n + lane
-                x, y = load(heard, there + n), load(heard, there + 2 * n)
-                z = load(heard, there + 3 * n)
-                to_a = to_a + filtered(plain, place, blend, 0) * load(heard, there)
-                line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
-                to_b = to_b - filtered(along, place, blend, 0) * line
-                turned = filtered(across, place, blend, 0)
-                to_x, to_y, to_z = to_x + turned * x, to_y + turned * y, to_z + turned * z
-            here = (atom - atoms[0]) * 5 * n + lane
-            store(adjoint, here, to_a)
-            store(adjoint, here + n, to_b)
-            store(adjoint, here + 2 * n, to_x)
-            store(adjoint, here + 3 * n, to_y)
-            store(adjoint, here + 4 * n, to_z)
+    bundle, share, first, last = share_of(task, len(work.own))
+    tables = weights.tables[layer, bundle]
+    plain, along, across = tables[0], tables[1], tables[2]
+    said, heard = work.said[layer, bundle].reshape(-1), work.shares[share, bundle].reshape(-1)
+    clear_sums(bundle, share, work.shares)
+    for atom in range(first, last):
+        near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+        pairs, here = work.pairs[atom], atom * 5 * WIDTH
+        a, b = load(said, here), load(said, here + WIDTH)
+        s = alike(0.0, a)
+        x, y, z = s, s, s
+        for k in range(work.own[atom]):
+            place, blend, there = places[k], blends[k], near[k] * 5 * WIDTH
+            passes = filtered(plain, place, blend, 0)
+            s = s + passes * load(said, there)
+            store(heard, there, load(heard, there) + passes * a)
+            passes = filtered(along, place, blend, 0)
+            comes, goes = passes * load(said, there + WIDTH), passes * b
+            x = x + pairs[k, 0] * comes
+            y = y + pairs[k, 1] * comes
+            z = z + pairs[k, 2] * comes
+            to_x = load(heard, there + WIDTH) - pairs[k, 0] * goes
+            to_y = load(heard, there + 2 * WIDTH) - pairs[k, 1] * goes
+            to_z = load(heard, there + 3 * WIDTH) - pairs[k, 2] * goes
+            if layer > 0:
+                passes = filtered(across, place, blend, 0)
+                x = x + passes * load(said, there + 2 * WIDTH)
+                y = y + passes * load(said, there + 3 * WIDTH)
+                z = z + passes * load(said, there + 4 * WIDTH)
+                to_x = to_x + passes * load(said, here + 2 * WIDTH)
+                to_y = to_y + passes * load(said, here + 3 * WIDTH)
+                to_z = to_z + passes * load(said, here + 4 * WIDTH)
+            store(heard, there + WIDTH, to_x)
+            store(heard, there + 2 * WIDTH, to_y)
+            store(heard, there + 3 * WIDTH, to_z)
+        store(heard, here, load(heard, here) + s)
+        store(heard, here + WIDTH, load(heard, here + WIDTH) + x)
+        store(heard, here + 2 * WIDTH, load(heard, here + 2 * WIDTH) + y)
+        store(heard, here + 3 * WIDTH, load(heard, here + 3 * WIDTH) + z)
 
 
 @compiled(merge=True)
-def _bend(layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace) -> None:
-    """Adds the derivative of the energy by pairs along which both of their atoms were heard.
+def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """From what the atoms of pairs heard to adjoints of what they said, and derivatives by pairs.
 
     With the listener's direction u to the speaker, E = W s·a + W' (u·x) b + W" x·v for what is said
-    a, b and v, and the adjoints s and x of what is heard. The other atom sees -u.
+    a, b and v, and the adjoints s and x of what is heard. The other atom sees -u. In turns, since
+    each of the three filters has a table that fills a cache.
     """
-    n = weights.own.shape[2]
-    said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
-    for bundle in range(n // WIDTH):
-        tables, lane = weights.tables[layer, bundle], bundle * WIDTH
-        plain, along, across = tables[0], tables[1], tables[2]
-        for atom in range(atoms[0], atoms[1]):
-            near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
-            pairs, bent = work.pairs[atom], work.bent[atom]
-            own, ear = atom * 5 * n + lane, atom * 4 * n + lane
-            for k in range(work.own[atom]):
-                place, blend = places[k], blends[k]
-                other, far = near[k] * 5 * n + lane, near[k] * 4 * n + lane
-                scalar = load(heard, ear) * load(said, other)
-                scalar = scalar + load(heard, far) * load(said, own)
-                rise = filtered(plain, place, blend, ROWS) * scalar
-                b, back = load(said, other + n), load(said, own + n)
-                x = b * load(heard, ear + n) - back * load(heard, far + n)
-                y = b * load(heard, ear + 2 * n) - back * load(heard, far + 2 * n)
-                z = b * load(heard, ear + 3 * n) - back * load(heard, far + 3 * n)
-                line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
-                rise = rise + filtered(along, place, blend, ROWS) * line
-                value = filtered(along, place, blend, 0)
-                bent[k, 1] += total(value * x)
-                bent[k, 2] += total(value * y)
-                bent[k, 3] += total(value * z)
-                if layer > 0:
-                    turned = alike(0.0, rise)
-                    for axis in range(1, 4):
-                        speaks, hears = (1 + axis) * n, axis * n
-                        turned = turned + load(heard, ear + hears) * load(said, other + speaks)
-                        turned = turned + load(heard, far + hears) * load(said, own + speaks)
-                    rise = rise + filtered(across, place, blend, ROWS) * turned
-                bent[k, 0] += total(rise)
+    bundle, share, _, _ = share_of(task, len(work.own))
+    clear_sums(bundle, share, work.shares)
+    _scalars_back(layer, task, weights, work)
+    _lines_back(layer, task, weights, work)
+    _vectors_back(layer, task, weights, work)
+
+
+@compiled(merge=True)
+def _scalars_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """W s·a, see `_hear_back`."""
+    bundle, share, first, last = share_of(task, len(work.own))
+    table, to_said = weights.tables[layer, bundle, 0], work.shares[share, bundle].reshape(-1)
+    said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
+    for atom in range(first, last):
+        near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+        bent, own = work.bent[bundle, atom], atom * 5 * WIDTH
+        a, s = load(said, own), load(heard, atom * 4 * WIDTH)
+        to_a = alike(0.0, a)
+        for k in range(work.own[atom]):
+            place, blend, other = places[k], blends[k], near[k] * 5 * WIDTH
+            passes, far = filtered(table, place, blend, 0), load(heard, near[k] * 4 * WIDTH)
+            to_a = to_a + passes * far
+            store(to_said, other, load(to_said, other) + passes * s)
+            both = s * load(said, other) + far * a
+            bent[k, 0] += total(filtered(table, place, blend, ROWS) * both)
+        store(to_said, own, load(to_said, own) + to_a)
+
+
+@compiled(merge=True)
+def _lines_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """W' (u·x) b, see `_hear_back`."""
+    bundle, share, first, last = share_of(task, len(work.own))
+    table, to_said = weights.tables[layer, bundle, 1], work.shares[share, bundle].reshape(-1)
+    said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
+    for atom in range(first, last):
+        near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+        pairs, bent = work.pairs[atom], work.bent[bundle, atom]
+        own, ear = atom * 5 * WIDTH + WIDTH, atom * 4 * WIDTH + WIDTH
+        b, x, y = load(said, own), load(heard, ear), load(heard, ear + WIDTH)
+        z = load(heard, ear + 2 * WIDTH)
+        to_b = alike(0.0, b)
+        for k in range(work.own[atom]):
+            place, blend = places[k], blends[k]
+            other, far = near[k] * 5 * WIDTH + WIDTH, near[k] * 4 * WIDTH + WIDTH
+            passes, far_b = filtered(table, place, blend, 0), load(said, other)
+            far_x, far_y = load(heard, far), load(heard, far + WIDTH)
+            far_z = load(heard, far + 2 * WIDTH)
+            line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
+            far_line = pairs[k, 0] * far_x + pairs[k, 1] * far_y + pairs[k, 2] * far_z
+            to_b = to_b - passes * far_line
+            store(to_said, other, load(to_said, other) + passes * line)
+            both = far_b * line - b * far_line
+            bent[k, 0] += total(filtered(table, place, blend, ROWS) * both)
+            comes, goes = passes * far_b, passes * b
+            bent[k, 1] += total(comes * x - goes * far_x)
+            bent[k, 2] += total(comes * y - goes * far_y)
+            bent[k, 3] += total(comes * z - goes * far_z)
+        store(to_said, own, load(to_said, own) + to_b)
+
+
+@compiled(merge=True)
+def _vectors_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """W" x·v, see `_hear_back`."""
+    bundle, share, first, last = share_of(task, len(work.own))
+    table, to_said = weights.tables[layer, bundle, 2], work.shares[share, bundle].reshape(-1)
+    said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
+    for atom in range(first, last):
+        near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+        bent = work.bent[bundle, atom]
+        own, ear = atom * 5 * WIDTH + 2 * WIDTH, atom * 4 * WIDTH + WIDTH
+        v, w, u = load(said, own), load(said, own + WIDTH), load(said, own + 2 * WIDTH)
+        x, y = load(heard, ear), load(heard, ear + WIDTH)
+        z = load(heard, ear + 2 * WIDTH)
+        to_v = alike(0.0, v)
+        to_w, to_u = to_v, to_v
+        for k in range(work.own[atom]):
+            place, blend = places[k], blends[k]
+            other, far = near[k] * 5 * WIDTH + 2 * WIDTH, near[k] * 4 * WIDTH + WIDTH
+            passes, far_x = filtered(table, place, blend, 0), load(heard, far)
+            far_y, far_z = load(heard, far + WIDTH), load(heard, far + 2 * WIDTH)
+            to_v, to_w, to_u = to_v + passes * far_x, to_w + passes * far_y, to_u + passes * far_z
+            store(to_said, other, load(to_said, other) + passes * x)
+            store(to_said, other + WIDTH, load(to_said, other + WIDTH) + passes * y)
+            store(to_said, other + 2 * WIDTH, load(to_said, other + 2 * WIDTH) + passes * z)
+            both = x * load(said, other) + far_x * v
+            both = both + y * load(said, other + WIDTH) + far_y * w
+            both = both + z * load(said, other + 2 * WIDTH) + far_z * u
+            bent[k, 0] += total(filtered(table, place, blend, ROWS) * both)
+        store(to_said, own, load(to_said, own) + to_v)
+        store(to_said, own + WIDTH, load(to_said, own + WIDTH) + to_w)
+        store(to_said, own + 2 * WIDTH, load(to_said, own + 2 * WIDTH) + to_u)
+
+
+@compiled(merge=True)
+def _bend(task: int, weights: Weights, work: Workspace) -> None:
+    """The derivatives by pairs in the first layer, where nobody has vectors to say."""
+    bundle, _, first, last = share_of(task, len(work.own))
+    plain, along = weights.tables[0, bundle, 0], weights.tables[0, bundle, 1]
+    said, heard = work.said[0, bundle].reshape(-1), work.heard[0, bundle].reshape(-1)
+    for atom in range(first, last):
+        near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
+        pairs, bent = work.pairs[atom], work.bent[bundle, atom]
+        own, ear = atom * 5 * WIDTH, atom * 4 * WIDTH
+        for k in range(work.own[atom]):
+            place, blend = places[k], blends[k]
+            other, far = near[k] * 5 * WIDTH, near[k] * 4 * WIDTH
+            both = load(heard, ear) * load(said, other) + load(heard, far) * load(said, own)
+            rise = filtered(plain, place, blend, ROWS) * both
+            b, back = load(said, other + WIDTH), load(said, own + WIDTH)
+            x = b * load(heard, ear + WIDTH) - back * load(heard, far + WIDTH)
+            y = b * load(heard, ear + 2 * WIDTH) - back * load(heard, far + 2 * WIDTH)
+            z = b * load(heard, ear + 3 * WIDTH) - back * load(heard, far + 3 * WIDTH)
+            line = pairs[k, 0] * x + pairs[k, 1] * y + pairs[k, 2] * z
+            passes = filtered(along, place, blend, 0)
+            bent[k, 0] += total(rise + filtered(along, place, blend, ROWS) * line)
+            bent[k, 1] += total(passes * x)
+            bent[k, 2] += total(passes * y)
+            bent[k, 3] += total(passes * z)
 
 
 @compiled(inner=True)
@@ -176,7 +242,12 @@ def _forward(
         clear(vectors)
     else:
         copy(work.vectors[layer - 1, block], vectors)
-    _hear(layer, atoms, weights, work, change.reshape(-1), vectors.reshape(-1))
+    heard = work.scratch.said
+    add_shares(work.shares, block * width, heard)
+    for place in range(width):
+        add(heard[place, :n], change[place])
+        for axis in range(3):
+            add(heard[place, (1 + axis) * n : (2 + axis) * n], vectors[axis * width + place])
     mixed = work.mixed[layer, block]
     multiply_into(vectors, weights.mix[layer], mixed)
     scratch = work.scratch
@@ -236,12 +307,14 @@ def _speak(
         add(weights.speak_bias[layer], spoken[place])
         copy(spoken[place, 2 * n :], loudness[place])
     for place in range(len(members)):
-        said = work.said[layer, first + place]
-        copy(spoken[place, : 2 * n], said[: 2 * n])
-        for axis in range(3):
-            vector = vectors[axis * width + place]
-            for c in range(n):
-                said[(2 + axis) * n + c] = spoken[place, 2 * n + c] * vector[c]
+        for bundle in range(n // WIDTH):
+            said, lane = work.said[layer, bundle, first + place], bundle * WIDTH
+            store(said, 0, load(spoken[place], lane))
+            store(said, WIDTH, load(spoken[place], n + lane))
+            loud = load(spoken[place], 2 * n + lane)
+            for axis in range(3):
+                vector = load(vectors[axis * width + place], lane)
+                store(said, (2 + axis) * WIDTH, loud * vector)
 
 
 @compiled(merge=True)
@@ -281,10 +354,12 @@ def _update_back(
     add_product(inner, weights.own_back[layer], change)
     add_product(to_mixed, weights.mix_back[layer], turning)
     for atom in range(atoms[0], atoms[1]):
-        place, heard = atom - atoms[0], work.heard[layer % 2, atom]
-        copy(change[place], heard[:n])
-        for axis in range(3):
-            copy(turning[axis * width + place], heard[(1 + axis) * n : (2 + axis) * n])
+        place = atom - atoms[0]
+        for bundle in range(n // WIDTH):
+            heard, lane = work.heard[layer % 2, bundle, atom], bundle * WIDTH
+            store(heard, 0, load(change[place], lane))
+            for axis in range(3):
+                store(heard, (1 + axis) * WIDTH, load(turning[axis * width + place], lane))
 
 
 @compiled(merge=True)
@@ -341,50 +416,70 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
 
 @compiled(placed=True)
 def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
-    """A stage on the way to energies, of I + 1; see `sweep`."""
+    """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
     inputs, weights, work = at(places), at(known), at(room)
-    index, n, width = inputs.species, weights.own.shape[2], work.invariants.shape[1]
+    index, (blocks, width, n) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
         for atom in range(atoms[0], atoms[1]):
             look(atom, inputs, weights, work)
-            copy(weights.first[index[atom]], work.said[0, atom, : 2 * n])
-            clear(work.bent[atom])
+            first = weights.first[index[atom]]
+            for bundle in range(n // WIDTH):
+                said = work.said[0, bundle, atom]
+                store(said, 0, load(first, bundle * WIDTH))
+                store(said, WIDTH, load(first, n + bundle * WIDTH))
+                clear(work.bent[bundle, atom])
         approach(atoms, inputs, weights, work)
+    elif stage % 2 == 1:
+        begin, end = tasks_of(block, blocks, n // WIDTH)
+        for task in range(begin, end):
+            _hear(stage // 2, task, weights, work)
     else:
-        _forward(stage - 1, block, atoms, index, weights, work)
+        _forward(stage // 2 - 1, block, atoms, index, weights, work)
 
 
 @compiled(placed=True)
 def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
-    """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
     inputs, weights, work = at(places), at(known), at(room)
-    n_layers, width = len(weights.own), work.invariants.shape[1]
+    n_layers, (blocks, width, n) = len(weights.own), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
-    layer = 2 * n_layers - stage
-    if layer == n_layers:
+    way = stage - 2 * n_layers
+    layer = n_layers - (way + 1) // 2
+    if way == 0:
         read(block, inputs.species, weights, work)
         clear(work.turning[block])
-    elif layer >= 0:
-        _bend(layer, atoms, weights, work)
-        if layer > 0:
-            adjoint = work.scratch.said
-            clear(adjoint)
-            _gather_back(layer, atoms, weights, work, adjoint.reshape(-1))
-            _speak_back(layer, block, adjoint, weights, work)
-        else:
-            _point(atoms, work)
-    else:
+    elif way == 2 * n_layers + 1:
         for atom in range(atoms[0], atoms[1]):
             push(atom, inputs.reverse, work)
-    if layer > 0:
+    elif way % 2 == 1:
+        first, last = tasks_of(block, blocks, n // WIDTH)
+        for task in range(first, last):
+            if layer > 0:
+                _hear_back(layer, task, weights, work)
+            else:
+                _bend(task, weights, work)
+    elif layer > 0:
+        adjoint = work.scratch.said
+        add_shares(work.shares, block * width, adjoint)
+        _speak_back(layer, block, adjoint, weights, work)
+    else:
+        _point(atoms, work)
+    if way % 2 == 0 and layer > 0:
         _update_back(layer - 1, block, atoms, weights, work)
 
 
 @compiled(merge=True)
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """From derivatives by distances and directions to those by pair vectors."""
+    bent = work.bent
     for atom in range(atoms[0], atoms[1]):
         for k in range(work.own[atom]):
-            bent, slope = work.bent[atom, k], work.slope[atom, work.slots[atom, k]]
-            push_pair(work.pairs[atom, k], bent[0], (bent[1], bent[2], bent[3]), slope)
+            rise, x, y, z = 0.0, 0.0, 0.0, 0.0
+            for bundle in range(len(bent)):
+                rise += bent[bundle, atom, k, 0]
+                x += bent[bundle, atom, k, 1]
+                y += bent[bundle, atom, k, 2]
+                z += bent[bundle, atom, k, 3]
+            slope = work.slope[atom, work.slots[atom, k]]
+            push_pair(work.pairs[atom, k], rise, (x, y, z), slope)

@@ -93,7 +93,7 @@ class Scratch(NamedTuple):
     spoken: Array
     """(W, 3F), what a message is made of,"""
     said: Array
-    """(W, 5F), what is said: backward only."""
+    """(W, 5F), what is said; forward, what is heard."""
     head: Array
     """(W, H), the hidden layer of the head."""
 
@@ -108,7 +108,7 @@ class Workspace(NamedTuple):
     pairs: Array
     """(N, K, 4) float64, directions and distances of these,"""
     own: Array
-    """(N,) int64, how many of them, the first, are pairs that the atom looks after,"""
+    """(N,) int64, how many of them, the first, are pairs that the atom looks after. Of these:"""
     near: Array
     """(N, K) int64, which atoms they are,"""
     places: Array
@@ -116,12 +116,16 @@ class Workspace(NamedTuple):
     blends: Array
     """(N, K, 10), how these are blended,"""
     bent: Array
-    """(N, K, 4) float64, and derivatives of the energy by distances and directions of the
-    atom's own."""
+    """(F/32, N, K, 4), and derivatives of the energy by their distances and directions."""
     said: Array
-    """(I, N, 5F): to scalars, to vectors along the line, and vectors by axis."""
+    """(I, F/32, N, 5 x 32): to scalars, to vectors along the line, and vectors by axis. What an
+    atom has of 32 features stands in one piece: pieces of longer rows would share few places of a
+    cache."""
+    shares: Array
+    """(SHARES, F/32, B W, 5 x 32), sums over the pairs of a share of the atoms: four that are
+    heard, or five, adjoints of what was said."""
     heard: Array
-    """(2, N, 4F), adjoints of what is heard in a layer, and in the one before it."""
+    """(2, F/32, N, 4 x 32), adjoints of what is heard in a layer, and in the one before it."""
     vectors: Array
     """(I, B, 3 W, F), after each layer."""
     mixed: Array

@@ -1,9 +1,9 @@
 """SchNet in a few loops over atoms: energies and forces, nothing written per pair.
 
 What `mdlearn.potentials.schnet` computes, and its derivative by hand. Every pair stands in the rows
-of both its atoms at the same distance. So adjoints go back as features came, by the same sum over
-neighbors through the same filters; and one of both atoms finds the slope of the energy along the
-pair, for what they say to each other.
+of both its atoms at the same distance, so both hear through the same filter, which one of them
+blends for both. Adjoints go back as features came; and by the same rows of a table the slope of the
+energy along the pair is found, for what its atoms say to each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
-from mdlearn.potentials.kernels.spline import ROWS, approach, filtered
+from mdlearn.potentials.kernels.spline import (
+    ROWS,
+    add_shares,
+    approach,
+    clear_sums,
+    filtered,
+    share_of,
+    tasks_of,
+)
 
 
 class Weights(NamedTuple):
@@ -82,7 +90,7 @@ class Workspace(NamedTuple):
     pairs: Array
     """(N, K, 4) float64, directions and distances of these,"""
     own: Array
-    """(N,) int64, how many of them, the first, are pairs that the atom looks after,"""
+    """(N,) int64, how many of them, the first, are pairs that the atom looks after. Of these:"""
     near: Array
     """(N, K) int64, which atoms they are,"""
     places: Array
@@ -90,9 +98,12 @@ class Workspace(NamedTuple):
     blends: Array
     """(N, K, 10), how these are blended,"""
     along: Array
-    """(N, K) float64 eV/Å, and the derivative of the energy by distances of the atom's own."""
+    """(F/32, N, K), and the derivative of the energy by their distances."""
     said: Array
     """(I, B W, F)"""
+    shares: Array
+    """(SHARES, F/32, B W, 32), sums over the pairs of a share of the atoms: what is heard, or
+    adjoints of what was said."""
     heard: Array
     """(2, B W, F), adjoints of what is heard in a layer, and in the one before it."""
     rises: Array
@@ -111,45 +122,66 @@ class Workspace(NamedTuple):
 
 
 @compiled(merge=True)
-def _gather(
-    layer: int,
-    atoms: tuple[int, int],
-    weights: Weights,
-    work: Workspace,
-    given: Array,
-    gathered: Array,
-) -> None:
-    """Sums over the neighbors of some atoms, sum_k W(r_k) given[j], in rows (W F,).
-
-    What is said becomes what is heard; and the adjoint of what is heard that of what is said.
-    """
+def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """Sums over pairs, W(r) said[j] and W(r) said[n], for what the atoms n and j of each hear."""
     n_features = work.said.shape[2]
-    for bundle in range(n_features // WIDTH):
-        table, lane = weights.tables[layer, bundle], bundle * WIDTH
-        for n in range(atoms[0], atoms[1]):
-            near, places, blends = work.near[n], work.places[n], work.blends[n]
-            sums = alike(0.0, load(given, lane))
-            for k in range(work.within[n]):
-                passed = load(given, near[k] * n_features + lane)
-                sums = sums + filtered(table, places[k], blends[k], 0) * passed
-            store(gathered, (n - atoms[0]) * n_features + lane, sums)
+    bundle, share, first, last = share_of(task, len(work.own))
+    table, lane = weights.tables[layer, bundle], bundle * WIDTH
+    said, heard = work.said[layer].reshape(-1), work.shares[share, bundle].reshape(-1)
+    clear_sums(bundle, share, work.shares)
+    for n in range(first, last):
+        near, places, blends = work.near[n], work.places[n], work.blends[n]
+        mine = load(said, n * n_features + lane)
+        sums = alike(0.0, mine)
+        for k in range(work.own[n]):
+            there = near[k] * WIDTH
+            passes = filtered(table, places[k], blends[k], 0)
+            sums = sums + passes * load(said, near[k] * n_features + lane)
+            store(heard, there, load(heard, there) + passes * mine)
+        store(heard, n * WIDTH, load(heard, n * WIDTH) + sums)
 
 
 @compiled(merge=True)
-def _stretch(layer: int, atoms: tuple[int, int], weights: Weights, work: Workspace) -> None:
-    """Adds the derivative of the energy by distances over which both atoms of a pair were heard."""
+def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
+    """The same for adjoints, and the derivative of the energy by distances of pairs."""
     n_features = work.said.shape[2]
+    bundle, share, first, last = share_of(task, len(work.own))
+    table, lane = weights.tables[layer, bundle], bundle * WIDTH
     said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
-    for bundle in range(n_features // WIDTH):
-        table, lane = weights.tables[layer, bundle], bundle * WIDTH
-        for n in range(atoms[0], atoms[1]):
-            near, places, blends = work.near[n], work.places[n], work.blends[n]
-            along, here = work.along[n], n * n_features + lane
-            spoken, listened = load(said, here), load(heard, here)
-            for k in range(work.own[n]):
-                there = near[k] * n_features + lane
-                both = spoken * load(heard, there) + listened * load(said, there)
-                along[k] += total(filtered(table, places[k], blends[k], ROWS) * both)
+    to_said = work.shares[share, bundle].reshape(-1)
+    clear_sums(bundle, share, work.shares)
+    for n in range(first, last):
+        near, places, blends = work.near[n], work.places[n], work.blends[n]
+        along, here = work.along[bundle, n], n * n_features + lane
+        spoken, listened = load(said, here), load(heard, here)
+        sums = alike(0.0, spoken)
+        for k in range(work.own[n]):
+            there, row, blend = near[k] * n_features + lane, places[k], blends[k]
+            other = load(heard, there)
+            passes = filtered(table, row, blend, 0)
+            sums = sums + passes * other
+            place = near[k] * WIDTH
+            store(to_said, place, load(to_said, place) + passes * listened)
+            both = spoken * other + listened * load(said, there)
+            along[k] += total(filtered(table, row, blend, ROWS) * both)
+        store(to_said, n * WIDTH, load(to_said, n * WIDTH) + sums)
+
+
+@compiled(merge=True)
+def _stretch(task: int, weights: Weights, work: Workspace) -> None:
+    """Nothing but that derivative, in the first layer: what was said there does not change."""
+    n_features = work.said.shape[2]
+    bundle, _, first, last = share_of(task, len(work.own))
+    table, lane = weights.tables[0, bundle], bundle * WIDTH
+    said, heard = work.said[0].reshape(-1), work.heard[0].reshape(-1)
+    for n in range(first, last):
+        near, places, blends = work.near[n], work.places[n], work.blends[n]
+        along, here = work.along[bundle, n], n * n_features + lane
+        spoken, listened = load(said, here), load(heard, here)
+        for k in range(work.own[n]):
+            there = near[k] * n_features + lane
+            both = spoken * load(heard, there) + listened * load(said, there)
+            along[k] += total(filtered(table, places[k], blends[k], ROWS) * both)
 
 
 @compiled(merge=True)
@@ -165,8 +197,7 @@ def _forward(
     change, rises = work.invariants[block], work.rises[layer, block].reshape(-1)
     width, n_features = change.shape
     heard, hidden = work.scratch.heard, work.scratch.hidden
-    clear(heard)
-    _gather(layer, atoms, weights, work, work.said[layer].reshape(-1), heard.reshape(-1))
+    add_shares(work.shares, block * width, heard)
     multiply_into(heard, weights.inner[layer], hidden)
     flat = hidden.reshape(-1)
     for lane in range(0, n_features, WIDTH):
@@ -201,43 +232,52 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
 
 @compiled(placed=True)
 def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
-    """A stage on the way to energies, of I + 1; see `sweep`."""
+    """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
     inputs, weights, work = at(places), at(known), at(room)
-    index, width = inputs.species, work.invariants.shape[1]
+    index, (blocks, width, n_features) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
         for n in range(atoms[0], atoms[1]):
             look(n, inputs, weights, work)
             copy(weights.start[0, index[n]], work.said[0, n])
-            clear(work.along[n])
+            for bundle in range(len(work.along)):
+                clear(work.along[bundle, n])
         approach(atoms, inputs, weights, work)
+    elif stage % 2 == 1:
+        first, last = tasks_of(block, blocks, n_features // WIDTH)
+        for task in range(first, last):
+            _hear(stage // 2, task, weights, work)
     else:
-        _forward(stage - 1, block, atoms, index, weights, work)
+        _forward(stage // 2 - 1, block, atoms, index, weights, work)
 
 
 @compiled(placed=True)
 def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
-    """A stage from there to forces: what is left of the last layer, and I + 1 more."""
+    """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
     inputs, weights, work = at(places), at(known), at(room)
-    n_layers, width = len(weights.speak), work.invariants.shape[1]
+    n_layers, (blocks, width, n_features) = len(weights.speak), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
-    layer = 2 * n_layers - stage
-    if layer == n_layers:
+    way = stage - 2 * n_layers
+    layer = n_layers - (way + 1) // 2
+    if way == 0:
         read(block, inputs.species, weights, work)
-    elif layer >= 0:
-        _stretch(layer, atoms, weights, work)
-        if layer > 0:
-            adjoint = work.scratch.heard
-            clear(adjoint)
-            heard = work.heard[layer % 2].reshape(-1)
-            _gather(layer, atoms, weights, work, heard, adjoint.reshape(-1))
-            add_product(adjoint, weights.speak_back[layer], work.invariants[block])
-        else:
-            _point(atoms, work)
-    else:
+    elif way == 2 * n_layers + 1:
         for n in range(atoms[0], atoms[1]):
             push(n, inputs.reverse, work)
-    if layer > 0:
+    elif way % 2 == 1:
+        first, last = tasks_of(block, blocks, n_features // WIDTH)
+        for task in range(first, last):
+            if layer > 0:
+                _hear_back(layer, task, weights, work)
+            else:
+                _stretch(task, weights, work)
+    elif layer > 0:
+        adjoint = work.scratch.heard
+        add_shares(work.shares, block * width, adjoint)
+        add_product(adjoint, weights.speak_back[layer], work.invariants[block])
+    else:
+        _point(atoms, work)
+    if way % 2 == 0 and layer > 0:
         _listen_back(layer - 1, block, weights, work)
 
 
@@ -246,6 +286,8 @@ def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """Adds derivatives by distances to those by pair vectors."""
     for n in range(atoms[0], atoms[1]):
         for k in range(work.own[n]):
+            sums = 0.0
+            for bundle in range(len(work.along)):
+                sums += work.along[bundle, n, k]
             for axis in range(3):
-                along = work.along[n, k] * work.pairs[n, k, axis]
-                work.slope[n, work.slots[n, k], axis] += along
+                work.slope[n, work.slots[n, k], axis] += sums * work.pairs[n, k, axis]

@@ -13,13 +13,15 @@ import math
 from typing import Any
 
 from mdlearn.jit import compiled, on_stack
-from mdlearn.lanes import WIDTH, Lanes, load
+from mdlearn.lanes import WIDTH, Lanes, alike, load, store
 from mdlearn.potentials.kernels.atoms import envelope
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH
 
 ROWS = 5
 """Coefficients that meet at one point."""
+SHARES = 4
+"""Of the atoms: their pairs are worked on side by side, and each share has sums of its own."""
 
 
 @compiled(fastmath=FASTMATH, inner=True)
@@ -95,7 +97,7 @@ def divide(n: int, inputs: Any, work: Any) -> int:
 
 @compiled(inner=True)
 def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> None:
-    """How the neighbors of some atoms are heard: which they are, and how filters are blended.
+    """How some atoms and the neighbors that they look after are heard: who, and by which filters.
 
     Knots are even in y = (1 + s) u / (1 + s u) for u = distance/cutoff.
     """
@@ -104,7 +106,7 @@ def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> No
     intervals = weights.tables.shape[-1] // WIDTH - ROWS
     for n in range(atoms[0], atoms[1]):
         work.own[n] = divide(n, inputs, work)
-        for k in range(work.within[n]):
+        for k in range(work.own[n]):
             work.near[n, k] = inputs.j[n, work.slots[n, k]]
             u = work.pairs[n, k, 3] * per_length
             cut, d_cut = envelope(u)
@@ -130,3 +132,51 @@ def filtered(table: Array, place: int, blend: Array, first: int) -> Lanes:
         + blend[first + 3] * load(table, place + 3 * WIDTH)
         + blend[first + 4] * load(table, place + 4 * WIDTH)
     )
+
+
+@compiled(inner=True)
+def tasks_of(block: int, blocks: int, bundles: int) -> tuple[int, int]:
+    """The first task that comes with a block of atoms, and the one after its last.
+
+    A task has the pairs of a share of the atoms, in one bundle of features. Every pair is worked on
+    once, by the atom that looks after it: its filter is blended once, for what both atoms hear. So
+    atoms are given by many, and there are not sums of threads but of shares, which are the same
+    however many threads there are.
+    """
+    tasks = SHARES * bundles
+    return -(-block * tasks // blocks), -(-(block + 1) * tasks // blocks)
+
+
+@compiled(inner=True)
+def share_of(task: int, n_atoms: int) -> tuple[int, int, int, int]:
+    """The bundle of a task, its share, the first atom of that and the one after the last."""
+    bundle, share = task // SHARES, task % SHARES
+    return bundle, share, share * n_atoms // SHARES, (share + 1) * n_atoms // SHARES
+
+
+@compiled(inner=True)
+def clear_sums(bundle: int, share: int, shares: Array) -> None:
+    """Before a task; see `add_shares`."""
+    sums = shares[share, bundle].reshape(-1)
+    nothing = alike(0.0, load(sums, 0))
+    for place in range(0, len(sums), WIDTH):
+        store(sums, place, nothing)
+
+
+@compiled(inner=True)
+def add_shares(shares: Array, first: int, out: Array) -> None:
+    """What atoms are given by all shares.
+
+    Args:
+        shares: (SHARES, F/32, N, 32 G): of each share, G numbers for each feature of an atom.
+        first: the first atom.
+        out: (W, G F) is filled for it and the next.
+    """
+    bundles, words = shares.shape[1], shares.shape[3] // WIDTH
+    for place in range(len(out)):
+        for bundle in range(bundles):
+            for word in range(words):
+                sums = load(shares[0, bundle, first + place], word * WIDTH)
+                for share in range(1, SHARES):
+                    sums = sums + load(shares[share, bundle, first + place], word * WIDTH)
+                store(out[place], (word * bundles + bundle) * WIDTH, sums)
