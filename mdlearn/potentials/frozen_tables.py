@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdlearn.lanes import WIDTH, zeros
 from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.spline import ROWS, blend_once
+from mdlearn.potentials.kernels.spline import ROWS, SHARES, blend_once
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 3e-11}
 """By how much slopes of a table may be off, as a share of the largest one: that is what forces are
@@ -97,4 +97,6 @@ def pair_room(n_atoms: int, capacity: int, dtype: Any) -> dict[str, Array]:
         "near": np.zeros((n_atoms, capacity), np.int64),
         "places": np.zeros((n_atoms, capacity), np.int64),
         "blends": zeros((n_atoms, capacity, 2 * ROWS), dtype),
+        "span": np.zeros((n_atoms, 2), np.int64),
+        "reached": np.zeros((SHARES, 2), np.int64),
     }

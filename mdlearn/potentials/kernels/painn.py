@@ -20,7 +20,7 @@ from mdlearn.potentials.kernels.spline import (
     ROWS,
     add_shares,
     approach,
-    clear_sums,
+    begin_sums,
     filtered,
     share_of,
     tasks_of,
@@ -37,7 +37,7 @@ def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     tables = weights.tables[layer, bundle]
     plain, along, across = tables[0], tables[1], tables[2]
     said, heard = work.said[layer, bundle].reshape(-1), work.shares[share, bundle].reshape(-1)
-    clear_sums(bundle, share, work.shares)
+    begin_sums(task, layer, work)
     for atom in range(first, last):
         near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
         pairs, here = work.pairs[atom], atom * 5 * WIDTH
@@ -82,8 +82,7 @@ def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None
     a, b and v, and the adjoints s and x of what is heard. The other atom sees -u. In turns, since
     each of the three filters has a table that fills a cache.
     """
-    bundle, share, _, _ = share_of(task, len(work.own))
-    clear_sums(bundle, share, work.shares)
+    begin_sums(task, layer, work)
     _scalars_back(layer, task, weights, work)
     _lines_back(layer, task, weights, work)
     _vectors_back(layer, task, weights, work)
@@ -243,7 +242,7 @@ def _forward(
     else:
         copy(work.vectors[layer - 1, block], vectors)
     heard = work.scratch.said
-    add_shares(work.shares, block * width, heard)
+    add_shares(work, block * width, heard)
     for place in range(width):
         add(heard[place, :n], change[place])
         for axis in range(3):
@@ -461,7 +460,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
                 _bend(task, weights, work)
     elif layer > 0:
         adjoint = work.scratch.said
-        add_shares(work.shares, block * width, adjoint)
+        add_shares(work, block * width, adjoint)
         _speak_back(layer, block, adjoint, weights, work)
     else:
         _point(atoms, work)

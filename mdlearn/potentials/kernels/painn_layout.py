@@ -115,6 +115,10 @@ class Workspace(NamedTuple):
     """(N, K) int64, where their filters stand in a table,"""
     blends: Array
     """(N, K, 10), how these are blended,"""
+    span: Array
+    """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
+    reached: Array
+    """(SHARES, 2) int64, the same of the atoms of a share,"""
     bent: Array
     """(F/32, N, K, 4), and derivatives of the energy by their distances and directions."""
     said: Array

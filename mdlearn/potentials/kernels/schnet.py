@@ -20,7 +20,7 @@ from mdlearn.potentials.kernels.spline import (
     ROWS,
     add_shares,
     approach,
-    clear_sums,
+    begin_sums,
     filtered,
     share_of,
     tasks_of,
@@ -97,6 +97,10 @@ class Workspace(NamedTuple):
     """(N, K) int64, where their filters stand in a table,"""
     blends: Array
     """(N, K, 10), how these are blended,"""
+    span: Array
+    """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
+    reached: Array
+    """(SHARES, 2) int64, the same of the atoms of a share,"""
     along: Array
     """(F/32, N, K), and the derivative of the energy by their distances."""
     said: Array
@@ -128,7 +132,7 @@ def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     bundle, share, first, last = share_of(task, len(work.own))
     table, lane = weights.tables[layer, bundle], bundle * WIDTH
     said, heard = work.said[layer].reshape(-1), work.shares[share, bundle].reshape(-1)
-    clear_sums(bundle, share, work.shares)
+    begin_sums(task, layer, work)
     for n in range(first, last):
         near, places, blends = work.near[n], work.places[n], work.blends[n]
         mine = load(said, n * n_features + lane)
@@ -149,7 +153,7 @@ def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None
     table, lane = weights.tables[layer, bundle], bundle * WIDTH
     said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
     to_said = work.shares[share, bundle].reshape(-1)
-    clear_sums(bundle, share, work.shares)
+    begin_sums(task, layer, work)
     for n in range(first, last):
         near, places, blends = work.near[n], work.places[n], work.blends[n]
         along, here = work.along[bundle, n], n * n_features + lane
@@ -197,7 +201,7 @@ def _forward(
     change, rises = work.invariants[block], work.rises[layer, block].reshape(-1)
     width, n_features = change.shape
     heard, hidden = work.scratch.heard, work.scratch.hidden
-    add_shares(work.shares, block * width, heard)
+    add_shares(work, block * width, heard)
     multiply_into(heard, weights.inner[layer], hidden)
     flat = hidden.reshape(-1)
     for lane in range(0, n_features, WIDTH):
@@ -273,7 +277,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
                 _stretch(task, weights, work)
     elif layer > 0:
         adjoint = work.scratch.heard
-        add_shares(work.shares, block * width, adjoint)
+        add_shares(work, block * width, adjoint)
         add_product(adjoint, weights.speak_back[layer], work.invariants[block])
     else:
         _point(atoms, work)

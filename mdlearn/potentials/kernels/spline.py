@@ -106,13 +106,17 @@ def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> No
     intervals = weights.tables.shape[-1] // WIDTH - ROWS
     for n in range(atoms[0], atoms[1]):
         work.own[n] = divide(n, inputs, work)
+        first, last = n, n
         for k in range(work.own[n]):
-            work.near[n, k] = inputs.j[n, work.slots[n, k]]
+            other = inputs.j[n, work.slots[n, k]]
+            first, last = min(first, other), max(last, other)
+            work.near[n, k] = other
             u = work.pairs[n, k, 3] * per_length
             cut, d_cut = envelope(u)
             y, d_y = (1.0 + s) * u / (1.0 + s * u), (1.0 + s) / (1.0 + s * u) ** 2 * per_length
             out = work.blends[n, k]
             work.places[n, k] = blend(y, d_y, cut, d_cut * per_length, intervals, bumps, out)
+        work.span[n, 0], work.span[n, 1] = first, last + 1
 
 
 @compiled(inner=True)
@@ -155,28 +159,39 @@ def share_of(task: int, n_atoms: int) -> tuple[int, int, int, int]:
 
 
 @compiled(inner=True)
-def clear_sums(bundle: int, share: int, shares: Array) -> None:
-    """Before a task; see `add_shares`."""
-    sums = shares[share, bundle].reshape(-1)
+def begin_sums(task: int, layer: int, work: Any) -> None:
+    """Clears the sums of a task; of the atoms that its share reaches, which are few in a batch."""
+    bundle, share, first, last = share_of(task, len(work.own))
+    reached = work.reached[share]
+    if layer == 0:  # all tasks of a share write the same
+        low, high = len(work.own), 0
+        for n in range(first, last):
+            low, high = min(low, work.span[n, 0]), max(high, work.span[n, 1])
+        reached[0], reached[1] = low, high
+    sums, words = work.shares[share, bundle].reshape(-1), work.shares.shape[3]
     nothing = alike(0.0, load(sums, 0))
-    for place in range(0, len(sums), WIDTH):
+    for place in range(reached[0] * words, reached[1] * words, WIDTH):
         store(sums, place, nothing)
 
 
 @compiled(inner=True)
-def add_shares(shares: Array, first: int, out: Array) -> None:
-    """What atoms are given by all shares.
+def add_shares(work: Any, first: int, out: Array) -> None:
+    """What atoms are given by all shares, of which every one has G numbers for each feature.
 
     Args:
-        shares: (SHARES, F/32, N, 32 G): of each share, G numbers for each feature of an atom.
+        work: has the sums, and which atoms they reach.
         first: the first atom.
         out: (W, G F) is filled for it and the next.
     """
+    shares, reached = work.shares, work.reached
     bundles, words = shares.shape[1], shares.shape[3] // WIDTH
     for place in range(len(out)):
+        row, n = out[place], first + place
+        nothing = alike(0.0, load(row, 0))
         for bundle in range(bundles):
             for word in range(words):
-                sums = load(shares[0, bundle, first + place], word * WIDTH)
-                for share in range(1, SHARES):
-                    sums = sums + load(shares[share, bundle, first + place], word * WIDTH)
-                store(out[place], (word * bundles + bundle) * WIDTH, sums)
+                sums = nothing
+                for share in range(SHARES):
+                    if reached[share, 0] <= n < reached[share, 1]:
+                        sums = sums + load(shares[share, bundle, n], word * WIDTH)
+                store(row, (word * bundles + bundle) * WIDTH, sums)
