@@ -256,19 +256,20 @@ def _forward(
     add_product(lengths, weights.lengths[layer], response)
     members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
     _activate(response, weights.own_start[layer], members, rises, 1.0)
-    gates = work.gates[layer, block]
-    multiply_into(response, weights.gates[layer], gates)
+    gates, last = work.gates[layer, block], layer + 1 == len(weights.own)
+    used = n if last else 2 * n  # nobody asks for the last vectors
+    multiply_into(response, weights.gates[layer][:, :used], gates[:, :used])
     add_product(response, weights.scalars[layer], change)
     for place in range(width):
         gate = gates[place]
-        add(weights.gates_bias[layer], gate)
+        add(weights.gates_bias[layer, :used], gate[:used])
         for c in range(n):
             change[place, c] += gate[c] * products[place, c]
-        for axis in range(3):
+        for axis in range(0 if last else 3):
             vector, one = vectors[axis * width + place], mixed[axis * width + place]
             for c in range(n):
                 vector[c] += gate[n + c] * one[c]
-    if layer + 1 < len(weights.own):
+    if not last:
         _speak(layer + 1, block, members, atoms[0], weights, work)
 
 
@@ -337,7 +338,8 @@ def _update_back(
             store(to_gates[place], lane, to_product * product)
             store(to_gates[place], n + lane, to_vector)
     multiply_into(change, weights.scalars_back[layer], inner)
-    add_product(to_gates, weights.gates_back[layer], inner)
+    used = n if layer + 1 == len(weights.own) else 2 * n
+    add_product(to_gates[:, :used], weights.gates_back[layer][:used], inner)
     scale(work.rises[layer, block], inner)
     multiply_into(inner, weights.lengths_back[layer], to_lengths)
     _mix_back(
