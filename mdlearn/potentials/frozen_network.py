@@ -183,9 +183,12 @@ class FrozenNetwork(Frozen):
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        *shared, _ = self.room(self.weights, BLOCK, capacity)
-        block: int = sum(each.nbytes for each in shared)
-        return block * -(-n_atoms // BLOCK)
+        sizes: list[int] = []
+        for blocks in (1, 2):
+            *shared, _ = self.room(self.weights, blocks * BLOCK, capacity)
+            sizes.append(sum(each.nbytes for each in shared))
+        one, two = sizes  # and what does not grow is in both
+        return one + (-(-n_atoms // BLOCK) - 1) * (two - one)
 
 
 def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
