@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.graph import capture, place_for, put
-from mdlearn.guards import HOTTEST, LARGEST_DRIFT, Watched
+from mdlearn.guards import LARGEST_DRIFT, Watched, largest_kinetic_energy
 from mdlearn.integrators.integrator import State, Surroundings
 from mdlearn.potentials.elements import HEAVIEST
 from mdlearn.potentials.evaluate import Frozen
-from mdlearn.potentials.kernels.usage import RARE
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
@@ -58,7 +57,7 @@ class RecordedSteps:
         self.lists = lists
         self.given = dynamics.surroundings(state)[0][:3]
         self.world = [place_for(each) for each in self.given]
-        self.allowed = self._allowed()
+        self.allowed = self._allowed(state)
         self.replay = capture(self._step, state.momenta.device)
 
     def _step(self) -> tuple[Tensor, Tensor]:
@@ -71,8 +70,8 @@ class RecordedSteps:
         put(after, self.state)
         return seen
 
-    def _allowed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Forces by atomic number, kT of systems, and how far the conserved energy may move."""
+    def _allowed(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """The most of forces by atomic number, of kinetic energies, and of the energy's drift."""
         limits, like = self.dynamics.limits, self.conserved
         if limits is None:
             endless = torch.full_like(like, torch.inf)
@@ -81,7 +80,8 @@ class RecordedSteps:
                 endless,
                 endless.new_tensor(LARGEST_DRIFT),
             )
-        return limits.force, HOTTEST * limits.kT, like.new_tensor(limits.drift)
+        drift = like.new_tensor(limits.drift)
+        return limits.force, largest_kinetic_energy(state, limits), drift
 
     def _look(self, state: State) -> tuple[Tensor, Tensor]:
         """What `neighbors.moved_since_build` and `guards.shares` say, in one launch."""
@@ -102,7 +102,6 @@ class RecordedSteps:
             system.cell,
             state.evaluation.energy,
             state.bath,
-            state.freedom,
             self.conserved,
             lists.reference,
             lists.reference_cell,
@@ -116,7 +115,6 @@ class RecordedSteps:
             len(system.masses),
             len(self.watched.n),
             n_systems,
-            RARE,
             ATOMS,
         )
         return moved, used

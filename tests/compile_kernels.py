@@ -21,7 +21,7 @@ from mdlearn.atoms import to_system
 from mdlearn.guards import watch
 from mdlearn.integrators import velocity_verlet
 from mdlearn.neighbors import build
-from mdlearn.potentials import frozen_cuda_equivariant, frozen_cuda_filters
+from mdlearn.potentials import frozen_cuda, frozen_cuda_equivariant, frozen_cuda_filters
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.kernels import triton_systems
 from mdlearn.potentials.painn import PaiNN
@@ -92,7 +92,7 @@ def compiled(module: ModuleType) -> SimpleNamespace:
 for name in ("geometry", "pair", "atom"):
     setattr(frozen_cuda_equivariant, name, compiled(getattr(frozen_cuda_equivariant, name)))
 frozen_cuda_filters.kernel = compiled(frozen_cuda_filters.kernel)
-frozen_cuda_filters.geometry = frozen_cuda_equivariant.geometry
+frozen_cuda.geometry = frozen_cuda_filters.geometry = frozen_cuda_equivariant.geometry
 for name in ("add_up", "look_at"):
     setattr(triton_systems, name, Compiled(getattr(triton_systems, name)))
 system = to_system(molecule("H2O"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mdlearn.graph import capture, is_recording, place_for, put
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.kernels import triton_geometry as geometry
 from mdlearn.potentials.kernels import triton_systems as systems
 from mdlearn.potentials.kernels.triton_layout import KernelError
 from mdlearn.system import Evaluation, System
@@ -100,12 +101,24 @@ def run(kernel: Any, programs: tuple[int, ...], *arguments: Tensor | float) -> N
     kernel[programs](*arguments, num_warps=THREADS // 32, enable_fp_fusion=True)
 
 
-def add_up(energies: Tensor, forces: Tensor, virials: Tensor, system: System) -> Evaluation:
-    """What follows for systems from the energies and virials of atoms."""
+def collect(work: Any, energies: Tensor, system: System, neighbors: Neighbors) -> Evaluation:
+    """What follows from energies of atoms, and from derivatives by pairs in a workspace.
+
+    Args:
+        work: has `pairs`, `slots`, `bounds` and `slope` as `triton_geometry.push` reads them, and
+            `forces` and `virials` to be filled.
+        energies: (N,) eV.
+        system: the batch.
+        neighbors: its list.
+    """
+    n_atoms, capacity = neighbors.j.shape
+    listed = (work.pairs, work.slots, work.bounds, neighbors.reverse, work.slope)
+    shape = (capacity, work.bounds.shape[1] - 1, power_of_two(capacity))
+    run(geometry.push, (n_atoms,), *listed, work.forces, work.virials, *shape)
     energy, stress = energies.new_empty(len(system.cell)), torch.empty_like(system.cell)
-    given = (energies, virials, system.cell, system.system, energy, stress)
-    run(systems.add_up, (len(energy),), *given, len(energies), ATOMS)
-    return Evaluation(energy, forces, stress, energies, virials)
+    given = (energies, work.virials, system.cell, system.system, energy, stress)
+    run(systems.add_up, (len(energy),), *given, n_atoms, ATOMS)
+    return Evaluation(energy, work.forces, stress, energies, work.virials)
 
 
 def power_of_two(count: int) -> int:

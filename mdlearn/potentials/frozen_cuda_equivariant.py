@@ -10,8 +10,8 @@ from mdlearn.potentials.equivariant import NEAR, Equivariant
 from mdlearn.potentials.frozen_cuda import (
     SLOT,
     FrozenOnGPU,
-    add_up,
     blocks_of,
+    collect,
     crew,
     power_of_two,
     run,
@@ -61,8 +61,8 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
         self._read(work, index)
         for layer in reversed(range(n_layers)):
             self._backward(layer, work, index, neighbors)
-        self._push(work, neighbors)
-        return add_up(work.energies, work.forces, work.virials, system)
+        self._expand_back(work, neighbors)
+        return collect(work, work.energies, system, neighbors)
 
     def _look(self, work: Workspace, system: System, index: Tensor, neighbors: Neighbors) -> None:
         """Who is near whom, and the first density."""
@@ -268,8 +268,8 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
         if layer > 0:
             torch.bmm(work.to_mixed, back[..., channels:], out=work.heard)
 
-    def _push(self, work: Workspace, neighbors: Neighbors) -> None:
-        """Derivatives of the first density, and with them forces and virials."""
+    def _expand_back(self, work: Workspace, neighbors: Neighbors) -> None:
+        """Derivatives of the first density."""
         n_atoms, capacity = neighbors.j.shape
         blocks, shape = crew(n_atoms, RADIAL)
         run(
@@ -287,18 +287,4 @@ class FrozenEquivariantOnGPU(FrozenOnGPU):
             self.radial,
             len(self.species),
             *shape[:2],
-        )
-        run(
-            geometry.push,
-            (n_atoms,),
-            work.pairs,
-            work.slots,
-            work.bounds,
-            neighbors.reverse,
-            work.slope,
-            work.forces,
-            work.virials,
-            capacity,
-            len(self.species),
-            power_of_two(capacity),
         )

@@ -14,7 +14,7 @@ from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.frozen_cuda import (
     SLOT,
     FrozenOnGPU,
-    add_up,
+    collect,
     crew,
     power_of_two,
     run,
@@ -195,9 +195,8 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
         with torch.enable_grad():
             said = self.network.interaction(index, leaf, leaf, neighbors)
             torch.autograd.grad(said, leaf, torch.ones_like(said), allow_unused=True)
-        energies = work.energies + said.detach()
-        self._push(work, neighbors)
-        return add_up(energies, work.forces, work.virials, system)
+        self._turn(work)
+        return collect(work, work.energies + said.detach(), system, neighbors)
 
     def _look(self, work: Room, system: System, index: Tensor, neighbors: Neighbors) -> None:
         """Who is near whom, and what all layers know of it."""
@@ -254,10 +253,9 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
             row,
         )
 
-    def _push(self, work: Room, neighbors: Neighbors) -> None:
-        """Forces and virials."""
-        n_atoms, capacity = neighbors.j.shape
-        row = power_of_two(capacity)
+    def _turn(self, work: Room) -> None:
+        """From derivatives by distances and directions to those by pair vectors."""
+        n_atoms, capacity = work.slots.shape
         run(
             kernel.conclude,
             (n_atoms,),
@@ -272,21 +270,7 @@ class FrozenFiltersOnGPU(FrozenOnGPU):
             len(self.species),
             len(work.along),
             len(work.turning) > 0,
-            row,
-        )
-        run(
-            geometry.push,
-            (n_atoms,),
-            work.pairs,
-            work.slots,
-            work.bounds,
-            neighbors.reverse,
-            work.slope,
-            work.forces,
-            work.virials,
-            capacity,
-            len(self.species),
-            row,
+            power_of_two(capacity),
         )
 
 

@@ -88,7 +88,6 @@ def look_at(
     cell: tl.tensor,
     energy: tl.tensor,
     bath: tl.tensor,
-    freedom: tl.tensor,
     conserved: tl.tensor,
     reference: tl.tensor,
     reference_cell: tl.tensor,
@@ -107,7 +106,6 @@ def look_at(
     atoms: tl.int64,
     pairs: tl.int64,
     systems: tl.int64,
-    rare: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """How far atoms have moved since lists were built, and how much of its limit all has used.
@@ -124,7 +122,6 @@ def look_at(
         cell: (S, 3, 3) Å.
         energy: (S,) eV, potential.
         bath: (S,) eV.
-        freedom: (S,) degrees of it.
         conserved: (S,) eV, the conserved energy at the start.
         reference: (N, 3) Å, and the next four: see `Neighbors`.
         reference_cell: (S, 3, 3) Å.
@@ -136,14 +133,13 @@ def look_at(
         shift: (P, 3)
         nearest: (P,) Å.
         strongest: (119,) eV/Å by atomic number.
-        hottest: (S,) eV, the highest kT there may be.
+        hottest: (S,) eV, the largest kinetic energy there may be.
         furthest: () eV per atom that the conserved energy may move.
         moved: (S,) Å is filled.
         used: (4, S) is filled.
         atoms: N.
         pairs: P.
         systems: S.
-        rare: see `usage.largest_of`.
         block: atoms, or pairs, at a time.
     """
     s = tl.program_id(0).to(tl.int64)
@@ -188,12 +184,11 @@ def look_at(
         stretched += strain[i] * strain[i]
     closer = 0.5 * tl.load(reach) * tl.sqrt(stretched)
     tl.store(moved + s, tl.load(wear + s) * (tl.sqrt(tl.reduce(way, 0, larger)) + closer))
-    hot, free = tl.sum(kinetic, 0), tl.load(freedom + s)
+    hot = tl.sum(kinetic, 0)
     off = tl.load(energy + s) + hot + tl.load(bath + s) - tl.load(conserved + s)
-    allowed = 0.5 * tl.load(hottest + s) * (free + 2.0 * tl.sqrt(free * rare) + 2.0 * rare)
     tl.store(used + s, tl.reduce(close, 0, larger))
     tl.store(used + systems + s, tl.reduce(strong, 0, larger))
-    tl.store(used + 2 * systems + s, hot / allowed)
+    tl.store(used + 2 * systems + s, hot / tl.load(hottest + s))
     tl.store(used + 3 * systems + s, tl.abs(off) / tl.sum(count, 0) / tl.load(furthest))
 
 
