@@ -80,7 +80,7 @@ def operations_of_schnet(
     weights: schnet.Weights, n_atoms: int, n_pairs: int
 ) -> list[tuple[str, float]]:
     """What each stage of `kernels.schnet` does, in words, and its operations."""
-    n_layers, features, _ = weights.speak.shape
+    n_layers, _, features = weights.start.shape
     hidden = len(weights.out)
     square = 2.0 * features**2
 
@@ -108,7 +108,7 @@ def operations(weights: kernel.Weights, n_atoms: int, n_pairs: int) -> list[tupl
     n_layers, n_species, _ = weights.element.shape
     features, radial = SIZES["equivariant"].features, SIZES["equivariant"].radial
     harmonics, couplings = kernel.HARMONICS, len(weights.coupling)
-    invariants, hidden = weights.hidden.shape
+    invariants, hidden = len(weights.linear), len(weights.out)
     across = harmonics * features
 
     def product(layer: int, triple: int, coupled: int) -> float:

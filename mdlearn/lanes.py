@@ -23,6 +23,8 @@ from mdlearn.jit import instruction
 
 WIDTH = 32
 """Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
+HALF = WIDTH // 2
+"""Numbers in what is loaded by halves, where more than a few values are to stay in registers."""
 LINE = 64
 """Bytes that a cache has in one piece."""
 PERMITTED = ("contract", "nsz")
@@ -52,18 +54,19 @@ def aligned(values: NDArray[Any]) -> NDArray[Any]:
 
 
 class LanesType(types.Type):
-    """The type of `WIDTH` numbers of one precision."""
+    """The type of so many numbers of one precision."""
 
-    def __init__(self, dtype: types.Float) -> None:
-        super().__init__(f"Lanes({dtype})")
+    def __init__(self, dtype: types.Float, count: int) -> None:
+        super().__init__(f"Lanes({dtype}, {count})")
         self.dtype = dtype
+        self.count = count
 
 
 @register_model(LanesType)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: LanesType) -> None:
         number = ir.FloatType() if lanes.dtype == types.float32 else ir.DoubleType()
-        super().__init__(manager, lanes, ir.VectorType(number, WIDTH))  # type: ignore[no-untyped-call]
+        super().__init__(manager, lanes, ir.VectorType(number, lanes.count))  # type: ignore[no-untyped-call]
 
 
 def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
@@ -75,22 +78,35 @@ def _shuffle(builder: Any, x: Any, places: list[int]) -> Any:
     return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
 
 
+def splat(builder: Any, value: Any, count: int) -> Any:
+    """Writes down a vector of one number, so many times."""
+    nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+    return _shuffle(builder, builder.insert_element(nothing, value, INDEX(0)), [0] * count)
+
+
 def _place(context: Any, builder: Any, kind: Any, array: Any, place: Any, lanes: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [place]), lanes.as_pointer())
 
 
-@instruction
-def load(typing: Any, array: Any, place: Any) -> Any:
-    """Lanes from a flat array, at a place and after it."""
+def _load(count: int) -> Callable[[Any, Any], Lanes]:
+    @instruction
+    def load(typing: Any, array: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            kind = context.get_value_type(signature.return_type)
+            loaded = builder.load(_place(context, builder, array, given[0], given[1], kind))
+            loaded.align = array.dtype.bitwidth // 8
+            return loaded
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = context.get_value_type(signature.return_type)
-        loaded = builder.load(_place(context, builder, array, given[0], given[1], kind))
-        loaded.align = array.dtype.bitwidth // 8
-        return loaded
+        return LanesType(array.dtype, count)(array, types.intp), generate
 
-    return LanesType(array.dtype)(array, types.intp), generate
+    return load
+
+
+load = _load(WIDTH)
+"""Lanes from a flat array, at a place and after it."""
+load_half = _load(HALF)
+"""Half as many."""
 
 
 @instruction
@@ -126,9 +142,7 @@ def alike(typing: Any, number: Any, like: Any) -> Any:
     """Lanes that are all the same number, in the precision of others."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = context.get_value_type(signature.return_type)
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), given[0], INDEX(0))
-        return _shuffle(builder, first, [0] * WIDTH)
+        return splat(builder, given[0], like.count)
 
     return like(like.dtype, like), generate
 
@@ -138,7 +152,7 @@ def total(typing: Any, lanes: Any) -> Any:
     """The sum over lanes: of halves, of halves of these, and so on."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        (x,), width = given, WIDTH
+        (x,), width = given, lanes.count
         while width > 1:
             width //= 2
             halves = (list(range(width)), list(range(width, 2 * width)))
@@ -165,7 +179,7 @@ def root(typing: Any, x: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kind = ir.FunctionType(given[0].type, [given[0].type])
-        name = f"llvm.sqrt.v{WIDTH}f{x.dtype.bitwidth}"
+        name = f"llvm.sqrt.v{x.count}f{x.dtype.bitwidth}"
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
 
     return x(x), generate
@@ -176,7 +190,7 @@ def truncated(typing: Any, x: Any) -> Any:
     """The integers on the way to zero, as lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        integers = ir.VectorType(ir.IntType(x.dtype.bitwidth), WIDTH)
+        integers = ir.VectorType(ir.IntType(x.dtype.bitwidth), x.count)
         return builder.sitofp(builder.fptosi(given[0], integers), given[0].type)
 
     return x(x), generate
@@ -188,7 +202,7 @@ def power_of_two(typing: Any, x: Any) -> Any:
     fraction, bias = (23, 127) if x.dtype == types.float32 else (52, 1023)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = ir.VectorType(ir.IntType(x.dtype.bitwidth), WIDTH)
+        kind = ir.VectorType(ir.IntType(x.dtype.bitwidth), x.count)
         exponent = builder.add(builder.fptosi(given[0], kind), _constant(kind, bias))
         return builder.bitcast(builder.shl(exponent, _constant(kind, fraction)), given[0].type)
 

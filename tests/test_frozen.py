@@ -116,6 +116,15 @@ def test_a_batch_is_its_systems(name: str) -> None:
     assert (together.energy - torch.cat([each.energy for each in alone])).abs().max() < 1e-11
 
 
+def test_bits_of_the_default_network_do_not_depend_on_company() -> None:
+    network = sized("equivariant", 48, 2, 12).float()
+    systems = [to_system(each) for each in (molecule(), crystal(), molecule("CH4"), slab())]
+    together, _ = both(network, concatenate(systems))
+    alone = [both(network, each)[0] for each in systems]
+    assert torch.equal(together.forces, torch.cat([each.forces for each in alone]))
+    assert torch.equal(together.energies, torch.cat([each.energies for each in alone]))
+
+
 @each_network
 def test_single_precision_is_as_good_as_the_network_in_it(name: str) -> None:
     exact = sized(name, 32, 2, 12)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, fetch, load, store, total
-from mdlearn.matrices import add_product, add_product_turned, multiply_into
+from mdlearn.matrices import add_product, add_product_turned, multiply_into, packed
 from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
 from mdlearn.potentials.kernels import sphere
@@ -40,28 +40,51 @@ def test_lanes_are_arrays(dtype: type) -> None:
 
 
 @compiled(keep=False)
-def products(a: Array, b: Array, turned: Array, out: Array) -> None:
+def products(a: Array, more: Array, b: Array, turned: Array, other: Array, out: Array) -> None:
     fetch(a.reshape(-1), 0)
     here = out[1:-1]
-    multiply_into(a[1], b[:, 2:-1], here[:, :-1])
-    add_product(a[2, :, 1:], b[1:, 2:-1], here[:, :-1])
-    add_product_turned(turned[:, 3:], b[:, 2:-1], here[:, :-1])
+    multiply_into(a, b[:, : a.shape[1]], here[:, 2:-1])
+    add_product(more[:, 1:], b[:, a.shape[1] :], here[:, 2:-1])
+    add_product_turned(turned[:, 3:], other[:, 2:-1], here[:, 2:-1])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products_of_parts_of_arrays_are_written_to_parts_of_arrays(dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("rows", "first", "second", "columns"),
+    [(1, 1, 1, 1), (5, 3, 4, 6), (7, 16, 9, 33), (4, 24, 32, 96), (18, 96, 1, 80), (32, 5, 7, 64)],
+)
+def test_products_of_parts_of_arrays_are_written_to_parts_of_arrays(
+    rows: int, first: int, second: int, columns: int, dtype: type
+) -> None:
     random = np.random.default_rng(0)
-    a, b, turned = (random.normal(size=size) for size in ((3, 5, 4), (4, 9), (4, 8)))
-    out = random.normal(size=(7, 7))
-    expected = out.copy()
-    expected[1:-1, :-1] = (
-        a[1] @ b[:, 2:-1] + a[2, :, 1:] @ b[1:, 2:-1] + turned[:, 3:].T @ b[:, 2:-1]
-    )
-    found = out.astype(dtype)
-    products(a.astype(dtype), b.astype(dtype), turned.astype(dtype), found)
-    assert np.abs(found - expected).max() < 20.0 * np.finfo(dtype).eps
-    assert np.array_equal(found[:, -1], out[:, -1].astype(dtype))
-    assert np.array_equal(found[[0, -1]], out[[0, -1]].astype(dtype))
+    shapes = ((rows, first), (rows, second + 1), (first + second, columns), (4, rows + 3))
+    a, more, b, turned = (random.normal(size=shape).astype(dtype) for shape in shapes)
+    other = random.normal(size=(4, columns + 3)).astype(dtype)
+    out = random.normal(size=(rows + 2, columns + 3)).astype(dtype)
+    expected = out.astype(np.float64)
+    long = (each.astype(np.float64) for each in (a, more, b, turned, other))
+    x, y, z, u, v = long
+    expected[1:-1, 2:-1] = x @ z[:first] + y[:, 1:] @ z[first:] + u[:, 3:].T @ v[:, 2:-1]
+    products(a, more, packed(b), turned, other, out)
+    assert np.abs(out - expected).max() < 100.0 * np.finfo(dtype).eps
+    around = np.ones(out.shape, bool)
+    around[1:-1, 2:-1] = False
+    assert np.array_equal(out[around], expected[around].astype(dtype))
+
+
+def test_a_row_of_a_product_is_the_same_bits_in_any_company() -> None:
+    random = np.random.default_rng(0)
+    a = random.normal(size=(7, 40)).astype(np.float32)
+    b = packed(random.normal(size=(40, 32)).astype(np.float32))
+    nothing = np.zeros((4, 3), np.float32), np.zeros((4, 35), np.float32)
+    more = np.zeros((7, 1), np.float32)
+    together = np.zeros((9, 35), np.float32)
+    products(a, more, b, np.zeros((4, 10), np.float32), nothing[1], together)
+    for row in range(len(a)):
+        alone = np.zeros((3, 35), np.float32)
+        few = np.ascontiguousarray(a[row : row + 1])
+        products(few, more[:1], b, np.zeros((4, 4), np.float32), nothing[1], alone)
+        assert np.array_equal(alone[1], together[1 + row])
 
 
 @compiled(keep=False)

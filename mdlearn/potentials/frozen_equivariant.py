@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from mdlearn.lanes import zeros
+from mdlearn.matrices import packed
 from mdlearn.potentials import equivariant
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.frozen_network import (
@@ -37,7 +38,18 @@ def freeze_equivariant(network: Equivariant) -> FrozenNetwork:
     loops = Loops(
         "equivariant", kernel.forward, kernel.backward, turn=layers, stages=2 * layers + 1
     )
-    return FrozenNetwork(network, loop_weights(network), _workspace, loops)
+    weights = loop_weights(network)
+    halves = np.stack(np.split(weights.speak_back, 2, -1), -3)
+    weights = weights._replace(
+        mix=packed(weights.mix),
+        seen_back=packed(weights.seen_back),
+        told_back=packed(weights.told_back),
+        speak=packed(weights.speak),
+        speak_back=packed(halves),
+        gate=packed(weights.gate),
+        gate_back=packed(weights.gate_back),
+    )
+    return FrozenNetwork(network, weights, _workspace, loops)
 
 
 def loop_weights(network: Equivariant) -> layout.Weights:
@@ -131,8 +143,8 @@ def couplings() -> tuple[NDArray[np.int64], Array]:
 
 def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
-    n_layers, n_harmonics, width, columns = weights.mix.shape
-    n, dtype = columns // 3, weights.mix.dtype
+    n_layers, n_harmonics, _, width, _ = weights.mix.shape
+    n, dtype = weights.element.shape[2] // 3, weights.mix.dtype
     channels, bundles = width - n, n // layout.LANES
     block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
@@ -155,6 +167,7 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
             seen=room(len(weights.wall), layout.BUNDLE),
             told=room(bundles, layout.BUNDLE),
             adjoint=room(bundles, 2 * layout.BUNDLE),
+            ends=room(2, bundles, 64),
             functions=room(n_harmonics, block, n),
             back=room(3, n_harmonics, block, n),
             said=room(n_harmonics, block, 2 * n),

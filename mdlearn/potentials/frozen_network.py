@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mdlearn.jit import Helper, Words, keep_blas_on_one_thread, kind_of, place_of
 from mdlearn.lanes import WIDTH, aligned, zeros
+from mdlearn.matrices import packed
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.evaluate import Frozen
@@ -74,6 +75,9 @@ class FrozenNetwork(Frozen):
         self.species = network.species
         self.elements = network.elements
         self.precision = network.wall.start.dtype
+        weights = weights._replace(
+            hidden=packed(weights.hidden), hidden_back=packed(weights.hidden_back)
+        )
         own = [aligned(each) if isinstance(each, np.ndarray) else each for each in weights]
         self.weights, self.room, self.loops = weights._make(own), room, loops
         self.places: tuple[int, int] | None = None
@@ -275,9 +279,14 @@ def stacked(values: Sequence[Array]) -> Array:
     return np.ascontiguousarray(np.stack(values))
 
 
-def turned(values: Sequence[Array]) -> Array:
-    """Matrices of layers in one array, for the way back."""
-    return np.ascontiguousarray(np.stack(values).swapaxes(-1, -2))
+def ready(matrices: Sequence[Array]) -> Array:
+    """Matrices of layers, to multiply by."""
+    return packed(np.stack(matrices))
+
+
+def turned(matrices: Sequence[Array]) -> Array:
+    """The same, for the way back."""
+    return packed(np.stack(matrices).swapaxes(-1, -2))
 
 
 def common_weights(network: Network, parts: int, multiple: int) -> dict[str, Any]:

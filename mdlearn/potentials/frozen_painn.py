@@ -15,6 +15,7 @@ from mdlearn.potentials.frozen_network import (
     common_room,
     common_weights,
     padded,
+    ready,
     square,
     stacked,
     turned,
@@ -65,21 +66,21 @@ def _weights(network: PaiNN) -> Weights:
         tables=_tables(network),
         first=padded(array(first), 1, 2, WIDTH),
         speak_start=starts([each.hidden for each in messages]),
-        speak_hidden=stacked(speak_hidden),
+        speak_hidden=ready(speak_hidden),
         speak_hidden_back=turned(speak_hidden),
-        speak_out=stacked(speak_out),
+        speak_out=ready(speak_out),
         speak_out_back=turned(speak_out),
         speak_bias=biases([each.out for each in messages], 3),
-        mix=stacked(mix),
+        mix=ready(mix),
         mix_back=turned(mix),
         own_start=starts([each.response.own for each in updates]),
-        own=stacked(own),
+        own=ready(own),
         own_back=turned(own),
-        lengths=stacked(lengths),
+        lengths=ready(lengths),
         lengths_back=turned(lengths),
-        scalars=stacked(scalars),
+        scalars=ready(scalars),
         scalars_back=turned(scalars),
-        gates=stacked(gates),
+        gates=ready(gates),
         gates_back=turned(gates),
         gates_bias=biases([each.gates for each in updates], 2),
     )
@@ -110,7 +111,7 @@ def _tables(network: PaiNN) -> Array:
 
 def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
-    layers, n, _ = weights.own.shape
+    layers, _, n = weights.own_start.shape
     block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
 

@@ -15,6 +15,7 @@ from mdlearn.potentials.frozen_network import (
     common_room,
     common_weights,
     padded,
+    ready,
     square,
     stacked,
     turned,
@@ -52,12 +53,12 @@ def _weights(network: SchNet) -> kernel.Weights:
         crowding=0.0,
         tables=bundled(schnet_filters(network), len(interactions), precision),
         start=stacked(start),
-        speak=stacked(speak),
+        speak=ready(speak),
         speak_back=turned(speak),
-        inner=stacked(inner),
+        inner=ready(inner),
         inner_back=turned(inner),
         inner_bias=stacked(bias),
-        outer=stacked(outer),
+        outer=ready(outer),
         outer_back=turned(outer),
     )
 
@@ -77,7 +78,7 @@ def schnet_filters(network: SchNet) -> Array:
 
 def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
-    n_layers, n_features, _ = weights.speak.shape
+    n_layers, _, n_features = weights.start.shape
     block = width_of(n_atoms)
     blocks = -(-n_atoms // block)
 

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from mdlearn.jit import Helper, keep_blas_on_one_thread, place_of
-from mdlearn.lanes import zeros
+from mdlearn.lanes import aligned, zeros
+from mdlearn.matrices import packed, panels
 from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
@@ -113,21 +114,25 @@ class Loops(Frozen):
         }
         learned, _ = _zeros(network)
         channels = learned.first.shape[1]
-        across = {
-            "first_turned": learned.first,
-            "seen_turned": learned.mix[:, :, :channels],
-            "told_turned": learned.mix[:, :, channels:],
-            "speak_turned": learned.speak,
-            "gate_turned": learned.gate,
-            "hidden_turned": learned.hidden,
+        matrices = {
+            "first": learned.first,
+            "mix": learned.mix,
+            "speak": learned.speak,
+            "gate": learned.gate.swapaxes(-1, -2),
+            "hidden": learned.hidden.T,
+            "first_back": learned.first.swapaxes(-1, -2),
+            "seen_back": learned.mix[:, :, :channels].swapaxes(-1, -2),
+            "told_back": learned.mix[:, :, channels:].swapaxes(-1, -2),
+            "speak_back": learned.speak.swapaxes(-1, -2),
+            "gate_back": learned.gate,
+            "hidden_back": learned.hidden,
         }
-        views = {name: each.swapaxes(-1, -2) for name, each in across.items()}
-        turned: dict[str, Any] = {
-            name: zeros(each.shape, each.dtype) for name, each in views.items()
-        }
-        self.turned = list(zip(turned.values(), views.values(), strict=True))
-        """Matrices turned round, and where they come from."""
-        self.weights = layout.Weights(**fixed, **learned._asdict(), **turned)
+        ready: dict[str, Any] = {name: aligned(packed(each)) for name, each in matrices.items()}
+        self.panels = [
+            part for name, each in matrices.items() for part in panels(each, ready[name])
+        ]
+        """Parts of packed matrices, and where they come from."""
+        self.weights = layout.Weights(**{**fixed, **learned._asdict(), **ready})
         """What loops read; `look_up` renews it."""
         self.halves = (_zeros(network), _zeros(network))
         """The gradient, as it comes from the first half of the atoms and from the second."""
@@ -168,7 +173,7 @@ class Loops(Frozen):
         """Has loops read the parameters as they are now."""
         for each in self.places:
             np.multiply(each.value, each.factor, out=each.place)
-        for place, view in self.turned:
+        for place, view in self.panels:
             np.copyto(place, view)
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
@@ -348,8 +353,7 @@ def _zeros(network: Equivariant) -> tuple[layout.Gradient, Array]:
 def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
     """Room for a pass; what it does not fill is not looked at."""
     layers = len(weights.element)
-    _, channels, columns = weights.first.shape
-    n = columns // 3
+    channels, n = weights.first.shape[2], weights.element.shape[2] // 3
     parts, invariants = n // LANES, weights.linear.shape[1]
 
     # How a library adds up a product of matrices may depend on where they begin.
@@ -369,7 +373,7 @@ def _room(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Pass:
         gates=room(layers - 1, n_atoms, 2, 2 * n),
         spoken=room(layers - 1, n_atoms, parts, 2 * BUNDLE),
         invariants=room(n_atoms, invariants),
-        hidden=room(n_atoms, len(weights.hidden)),
+        hidden=room(n_atoms, weights.out.shape[1]),
         to_seen=room(HARMONICS, n_atoms, channels),
         to_element=room(layers, n_atoms, 3 * n),
         to_gate=room(layers - 1, n_atoms, 2 * n),

@@ -64,9 +64,9 @@ def _forward(
     if layer > 0:
         hear(layer - 1, atoms, j, weights, work, work.scratch.told, told)
     for m in range(HARMONICS):
-        multiply_into(seen[m], weights.mix[layer, m, :channels], out)
+        multiply_into(seen[m], weights.mix[layer, m, :, :channels], out)
         if layer > 0:
-            add_product(told[m], weights.mix[layer, m, channels:], out)
+            add_product(told[m], weights.mix[layer, m, :, channels:], out)
         for atom in range(atoms[0], atoms[1]):
             place, factors = atom - atoms[0], weights.element[layer, index[atom]]
             for kind in range(3):
@@ -98,8 +98,8 @@ def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspa
     plain = work.plain[layer, block]
     for m in range(HARMONICS):
         speak = weights.speak[layer, m]
-        multiply_into(work.mixed[layer, block, 0, m], speak[:n], plain[m])
-        add_product(work.product[layer, block, m], speak[n:], plain[m])
+        multiply_into(work.mixed[layer, block, 0, m], speak[:, :n], plain[m])
+        add_product(work.product[layer, block, m], speak[:, n:], plain[m])
     given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
     gates = work.scratch.gates
     multiply_into(given, weights.gate[layer], gates)
@@ -216,8 +216,8 @@ def _speak_back(
     add_product(gates, weights.gate_back[layer], given)
     for m in range(HARMONICS):
         speak = weights.speak_back[layer, m]
-        multiply_into(said[m], speak[:, :n], to_function[m])
-        multiply_into(said[m], speak[:, n:], to_product[m])
+        multiply_into(said[m], speak[0], to_function[m])
+        multiply_into(said[m], speak[1], to_product[m])
 
 
 @compiled(placed=True)

@@ -81,7 +81,9 @@ class Scratch(NamedTuple):
     told: Array
     """(F/16, 256), that of what it hears,"""
     adjoint: Array
-    """(F/16, 512), and that of what it said, backward."""
+    """(F/16, 512), and that of what it said, backward,"""
+    ends: Array
+    """(2, F/16, 64), values and slopes along a pair, of listener and speaker."""
     functions: Array
     """(M, W, F), what is heard in a block; backward, the adjoint of fg."""
     back: Array

@@ -1,7 +1,7 @@
 """The default network in loops for training: energies and forces, and what the weights did to them.
 
 What `kernels.equivariant` computes for dynamics, with two differences. Weights change with every
-step, so they have the shapes that torch gives them. And what each linear map was given,
+step, and are packed anew. And what each linear map was given,
 and the adjoint of what it made of that, stay behind for all atoms: their products are the gradient
 by the weights. Nothing of a pair is kept but its distance and radial functions.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mdlearn.jit import borrowed, compiled, on_stack
-from mdlearn.lanes import WIDTH, fetch, load, store, total
+from mdlearn.lanes import WIDTH, fetch, load, load_half, store, total
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.activation import silu
@@ -34,7 +34,6 @@ from mdlearn.potentials.kernels.pair import (
 )
 from mdlearn.potentials.kernels.rows import Array, clear, copy
 from mdlearn.potentials.kernels.sphere import (
-    FASTMATH,
     HARMONICS,
     harmonics,
     pull_back,
@@ -70,12 +69,12 @@ def _see_back(atoms: tuple[int, int], j: Array, index: Array, weights: Weights, 
         see_back(n, j, index, weights, work, p, y, q, density)
 
 
-@compiled(fastmath=FASTMATH, inner=True)
+@compiled(inner=True)
 def _multiply_pair(p: Array, q: Array, out: Array) -> None:
     """Products of values and of slopes (64,) at both ends of a pair: out (32,)."""
-    for c in range(LANES):
-        out[c] = p[c] * q[c]
-        out[16 + c] = p[16 + c] * q[16 + c] + p[32 + c] * q[32 + c] + p[48 + c] * q[48 + c]
+    store(out, 0, load_half(p, 0) * load_half(q, 0))
+    slopes = load_half(p, 16) * load_half(q, 16) + load_half(p, 32) * load_half(q, 32)
+    store(out, 16, slopes + load_half(p, 48) * load_half(q, 48))
 
 
 @compiled(inner=True)
@@ -99,7 +98,8 @@ def _hear_back(
     p, y, t = on_stack(64, said), on_stack(128, said), on_stack(112, said)
     here, there = y[:64], y[64:]
     r, rises, sums = on_stack(32, said), on_stack(32, said), on_stack(1024, said)
-    heard, q, product = on_stack(64, said), on_stack(64, said), on_stack(32, said)
+    product = on_stack(32, said)
+    heard, told = np.empty((parts, 64), dtype), np.empty((parts, 64), dtype)
     adjoint = np.empty((parts, 2 * BUNDLE), dtype)
     to_filters = np.empty((parts, 2 * BUNDLE), dtype)
     table, parity = weights.table, weights.table[48:]
@@ -114,22 +114,21 @@ def _hear_back(
             along = 0.0
             if forces:
                 tangents(p, table, t)
-                clear(sums)
             for part in range(parts):
                 filter_pair(basis, filters[part], r)
-                evaluate_along(there, listener[part], listener[part], heard)
-                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], q)
-                _multiply_pair(heard, q, product)
+                evaluate_along(there, listener[part], listener[part], heard[part])
+                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], told[part])
+                _multiply_pair(heard[part], told[part], product)
                 expand_pair(basis, product, to_filters[part])
                 expand_pair(basis, product[16:], to_filters[part, BUNDLE:])
                 if forces:
                     filter_pair(basis[16:], filters[part], rises)
-                    along += weigh_both(heard, q, r, rises)
-                    to_harmonics(listener[part], spoken[part], heard, q, parity, sums)
+                    along += weigh_both(heard[part], told[part], r, rises)
                 else:
-                    weigh(heard, r)
-                spread_apart(here, heard, adjoint[part])
+                    weigh(heard[part], r)
+                spread_apart(here, heard[part], adjoint[part])
             if forces:
+                to_harmonics(listener, spoken, heard, told, parity, sums)
                 across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
                 push_pair(pair, along, across, work.slope[n, slot])
         lay_apart(adjoint, n - atoms[0], said)
@@ -159,8 +158,8 @@ def _forward(
             multiply_into(seen[m, first:after], weights.first[degree], raws)
         else:
             mix = weights.mix[layer - 1, degree]
-            multiply_into(seen[m, first:after], mix[:channels], raws)
-            add_product(work.told[layer - 1, m, first:after], mix[channels:], raws)
+            multiply_into(seen[m, first:after], mix[:, :channels], raws)
+            add_product(work.told[layer - 1, m, first:after], mix[:, channels:], raws)
     f, g, fg = _columns(n, dtype), _columns(n, dtype), _columns(n, dtype)
     triple = np.empty(n, dtype)
     for atom in range(first, after):
@@ -197,7 +196,7 @@ def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, w
         multiply_into(functions, speak, plain)
     given = work.invariants[first:after, 3 * n * layer : 3 * n * (layer + 1)]
     gates = np.empty((after - first, 2 * n), given.dtype)
-    multiply_into(given, weights.gate_turned[layer], gates)
+    multiply_into(given, weights.gate[layer], gates)
     bias = weights.gate_bias[layer]
     for atom in range(first, after):
         said = weights.said[layer, index[atom]]
@@ -223,8 +222,8 @@ def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, w
 def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
     """The energies of some atoms, and the adjoints of their invariants."""
     first, after = atoms
-    multiply_into(work.invariants[first:after], weights.hidden_turned, work.hidden[first:after])
-    rises = np.empty((after - first, len(weights.hidden)), work.hidden.dtype)
+    multiply_into(work.invariants[first:after], weights.hidden, work.hidden[first:after])
+    rises = np.empty(work.hidden[first:after].shape, work.hidden.dtype)
     out, linear = weights.out[0], weights.linear[0]
     for atom in range(first, after):
         bias, hidden = weights.hidden_bias[index[atom]], work.hidden[atom]
@@ -240,7 +239,7 @@ def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) ->
         for c in range(len(linear)):
             energy += linear[c] * work.invariants[atom, c]
         work.energies[atom] += weights.scale * energy
-    multiply_into(rises, weights.hidden, work.to_invariants[first:after])
+    multiply_into(rises, weights.hidden_back, work.to_invariants[first:after])
     for atom in range(first, after):
         for c in range(len(linear)):
             work.to_invariants[atom, c] += weights.scale * linear[c]
@@ -310,13 +309,13 @@ def _backward(
         given_back = work.raw[layer, m, first:after]
         degree, to_seen = weights.degree[m], work.to_seen[m, first:after]
         if forces:
-            turned = weights.seen_turned[layer - 1] if layer > 0 else weights.first_turned
+            back_to_seen = weights.seen_back[layer - 1] if layer > 0 else weights.first_back
             if layer == n_layers - 1:
-                multiply_into(given_back, turned[degree], to_seen)
+                multiply_into(given_back, back_to_seen[degree], to_seen)
             else:
-                add_product(given_back, turned[degree], to_seen)
+                add_product(given_back, back_to_seen[degree], to_seen)
         if layer > 0:
-            multiply_into(given_back, weights.told_turned[layer - 1, degree], told)
+            multiply_into(given_back, weights.told_back[layer - 1, degree], told)
             for atom in range(first, after):
                 for part in range(n // LANES):
                     heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
@@ -342,9 +341,9 @@ def _speak_back(
             to_gate[c] = to_said[c] * rises[c]
             to_said[c] += said[0, place, c]
     given = work.to_invariants[first:after, 3 * n * layer : 3 * n * (layer + 1)]
-    add_product(work.to_gate[layer, first:after], weights.gate[layer], given)
+    add_product(work.to_gate[layer, first:after], weights.gate_back[layer], given)
     for m in range(HARMONICS):
-        speak = weights.speak_turned[layer, weights.degree[m]]
+        speak = weights.speak_back[layer, weights.degree[m]]
         multiply_into(work.plain[layer, m, first:after], speak, said[m])
 
 

@@ -12,7 +12,11 @@ from mdlearn.potentials.kernels.rows import Array
 
 
 class Weights(NamedTuple):
-    """Parameters in the shapes of torch, some of them turned round, and what does not change."""
+    """Parameters as loops have them, and what does not change.
+
+    Matrices are `matrices.packed`; here stand the shapes that they are packed of. What ends in
+    `_back` is the same the other way.
+    """
 
     cutoff: float
     stretch: float
@@ -41,41 +45,37 @@ class Weights(NamedTuple):
     """(Z,) float64 eV, energies of isolated atoms."""
     filters: Array
     """(I - 1, F/16, 2, 256): the radial maps of messages, times the norm, as in `layout`."""
-    first: Array
-    """(4, C, 3F), the map of the first density by degree, and"""
-    mix: Array
-    """(I - 1, 4, C + F, 3F), of the others."""
     element: Array
     """(I, Z, 3F)"""
-    speak: Array
-    """(I - 1, 4, 2F, 2F)"""
-    gate: Array
-    """(I - 1, 2F, 3F)"""
     gate_bias: Array
     """(I - 1, 2F)"""
     said: Array
     """(I - 1, Z, 2F)"""
-    hidden: Array
-    """(H, V)"""
     hidden_bias: Array
     """(Z, H)"""
     out: Array
     """(1, H)"""
     linear: Array
     """(1, V)"""
-    first_turned: Array
-    """(4, 3F, C), `first` turned round: adjoints go that way, and a product with a matrix that is
-    read across its rows takes twice as long. Likewise"""
-    seen_turned: Array
-    """(I - 1, 4, 3F, C), the rows of `mix` for what is seen,"""
-    told_turned: Array
-    """(I - 1, 4, 3F, F), and for what is heard,"""
-    speak_turned: Array
-    """(I - 1, 4, 2F, 2F),"""
-    gate_turned: Array
-    """(I - 1, 3F, 2F), and"""
-    hidden_turned: Array
-    """(V, H)."""
+    first: Array
+    """(4, C, 3F), the map of the first density by degree, and"""
+    mix: Array
+    """(I - 1, 4, C + F, 3F), of the others."""
+    first_back: Array
+    """(4, 3F, C)"""
+    seen_back: Array
+    """(I - 1, 4, 3F, C), of the rows of `mix` for what is seen,"""
+    told_back: Array
+    """(I - 1, 4, 3F, F), and for what is heard."""
+    speak: Array
+    """(I - 1, 4, 2F, 2F)"""
+    speak_back: Array
+    gate: Array
+    """(I - 1, 3F, 2F)"""
+    gate_back: Array
+    hidden: Array
+    """(V, H)"""
+    hidden_back: Array
 
 
 class Pass(NamedTuple):

@@ -201,6 +201,6 @@ def add_gradient(
                 for c in range(len(bias)):
                     row[c] *= factors[n]
                     bias[c] += row[c]
-            width = weights.gate.shape[2]
+            width = gradient.gate.shape[2]
             given_gate = work.invariants[first:after, layer * width : (layer + 1) * width]
             add_product_turned(to_gate, given_gate, gradient.gate[layer])

@@ -177,7 +177,7 @@ def hear_back(
     p, y, t = on_stack(64, said), on_stack(128, said), on_stack(112, said)
     here, there = y[:64], y[64:]
     r, rises, sums = on_stack(32, said), on_stack(32, said), on_stack(1024, said)
-    heard, q = on_stack(64, said), on_stack(64, said)
+    heard, told = work.scratch.ends[0], work.scratch.ends[1]
     within, slots, pairs, basis = work.within, work.slots, work.pairs, work.basis
     heards, spokens, slope = work.heard[layer], work.spoken[layer], work.slope
     table, parity = weights.table, weights.table[48:]
@@ -190,15 +190,14 @@ def hear_back(
             tangents(p, table, t)
             listener = heards[j[n, slot]]
             along = 0.0
-            clear(sums)
             for part in range(parts):
                 filter_pair(basis[n, k], filters[part], r)
                 filter_pair(basis[n, k, 16:], filters[part], rises)
-                evaluate_along(there, listener[part], listener[part], heard)
-                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], q)
-                along += weigh_both(heard, q, r, rises)
-                spread_apart(here, heard, adjoint[part])
-                to_harmonics(listener[part], spoken[part], heard, q, parity, sums)
+                evaluate_along(there, listener[part], listener[part], heard[part])
+                evaluate_along(here, spoken[part], spoken[part, BUNDLE:], told[part])
+                along += weigh_both(heard[part], told[part], r, rises)
+                spread_apart(here, heard[part], adjoint[part])
+            to_harmonics(listener, spoken, heard, told, parity, sums)
             across = pull_back(pair[0], pair[1], pair[2], t, sums, table)
             push_pair(pair, along, across, slope[n, slot])
         lay_apart(adjoint, n - atoms[0], said)

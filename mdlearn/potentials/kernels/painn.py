@@ -74,7 +74,7 @@ def _forward(
     _activate(response, weights.own_start[layer], members, rises, 1.0)
     gates, last = work.gates[layer, block], layer + 1 == len(weights.own)
     used = n if last else 2 * n  # nobody asks for the last vectors
-    multiply_into(response, weights.gates[layer][:, :used], gates[:, :used])
+    multiply_into(response, weights.gates[layer], gates[:, :used])
     add_product(response, weights.scalars[layer], change)
     for place in range(width):
         gate = gates[place]
@@ -155,7 +155,7 @@ def _update_back(
             store(to_gates[place], n + lane, to_vector)
     multiply_into(change, weights.scalars_back[layer], inner)
     used = n if layer + 1 == len(weights.own) else 2 * n
-    add_product(to_gates[:, :used], weights.gates_back[layer][:used], inner)
+    add_product(to_gates[:, :used], weights.gates_back[layer][:, :used], inner)
     scale(work.rises[layer, block], inner)
     multiply_into(inner, weights.lengths_back[layer], to_lengths)
     _mix_back(

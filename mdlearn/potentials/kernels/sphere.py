@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mdlearn.jit import compiled, on_stack
+from mdlearn.jit import compiled
+from mdlearn.lanes import load_half, total
 from mdlearn.potentials.kernels.rows import Array, clear
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -94,7 +95,7 @@ def tangents(p: Array, table: Array, out: Array) -> None:
         out[96 + m] = s * p[m]
 
 
-@compiled(fastmath=FASTMATH, inner=True)
+@compiled(inner=True)
 def pull_back(
     x: float, y: float, z: float, t: Array, s: Array, table: Array
 ) -> tuple[Scalar, Scalar, Scalar]:
@@ -117,53 +118,46 @@ def pull_back(
     r7, r105 = kind(3.0 * R7) * table[25], kind(R105) * table[25]
     k, q = kind(6.0 * A) * table[25], kind(2.0 * B) * table[25]
     two, three, four = kind(2.0), kind(3.0), kind(4.0)
-    g = on_stack(48, s)
-    for c in range(16):
-        g[c], g[16 + c], g[32 + c] = t[0] * s[c], t[16] * s[c], t[32] * s[c]
+    a = load_half(s, 0)
+    gx, gy, gz = t[0] * a, t[16] * a, t[32] * a
     for m in range(1, HARMONICS):
-        row = s[m * 64 : (m + 1) * 64]
-        vx, vy, vz, w = t[m], t[16 + m], t[32 + m], t[96 + m]
-        sx, sy, sz = t[48 + m], t[64 + m], t[80 + m]
-        for c in range(16):
-            a, bx, by, bz = row[c], row[16 + c], row[32 + c], row[48 + c]
-            along = ux * bx + uy * by + uz * bz
-            g[c] += a * vx - along * sx - bx * w
-            g[16 + c] += a * vy - along * sy - by * w
-            g[32 + c] += a * vz - along * sz - bz * w
-    gx, gy, gz = kind(0.0), kind(0.0), kind(0.0)
-    for c in range(16):
-        fx, fy, fz = g[c], g[16 + c], g[32 + c]
-        # The second derivatives: xy, yz, zz, xz and xx - yy; then those of degree 3 in turn.
-        fx += r15 * (s[288 + c] + s[496 + c] + s[528 + c]) - r5 * s[400 + c]
-        fy += r15 * (s[272 + c] + s[368 + c] - s[544 + c]) - r5 * s[416 + c]
-        fz += r15 * (s[352 + c] + s[464 + c]) + two * r5 * s[432 + c]
-        bx, by = s[592 + c], s[608 + c]
-        fx += k * (uy * bx + ux * by)
-        fy += k * (ux * bx - uy * by)
-        bx, by, bz = s[656 + c], s[672 + c], s[688 + c]
-        fx += r105 * (uz * by + uy * bz)
-        fy += r105 * (uz * bx + ux * bz)
-        fz += r105 * (uy * bx + ux * by)
-        bx, by, bz = s[720 + c], s[736 + c], s[752 + c]
-        fx -= q * (uy * bx + ux * by)
-        fy += q * (four * uz * bz - ux * bx - three * uy * by)
-        fz += q * four * (uy * bz + uz * by)
-        bx, by, bz = s[784 + c], s[800 + c], s[816 + c]
-        fx -= r7 * (uz * bx + ux * bz)
-        fy -= r7 * (uz * by + uy * bz)
-        fz += r7 * (two * uz * bz - ux * bx - uy * by)
-        bx, by, bz = s[848 + c], s[864 + c], s[880 + c]
-        fx += q * (four * uz * bz - three * ux * bx - uy * by)
-        fy -= q * (ux * by + uy * bx)
-        fz += q * four * (ux * bz + uz * bx)
-        bx, by, bz = s[912 + c], s[928 + c], s[944 + c]
-        fx += r105 * (uz * bx + ux * bz)
-        fy -= r105 * (uz * by + uy * bz)
-        fz += r105 * (ux * bx - uy * by)
-        bx, by = s[976 + c], s[992 + c]
-        fx += k * (ux * bx - uy * by)
-        fy -= k * (uy * bx + ux * by)
-        gx += fx
-        gy += fy
-        gz += fz
-    return gx, gy, gz
+        row, w = m * 64, t[96 + m]
+        a, bx = load_half(s, row), load_half(s, row + 16)
+        by, bz = load_half(s, row + 32), load_half(s, row + 48)
+        along = ux * bx + uy * by + uz * bz
+        gx = gx + t[m] * a - t[48 + m] * along - w * bx
+        gy = gy + t[16 + m] * a - t[64 + m] * along - w * by
+        gz = gz + t[32 + m] * a - t[80 + m] * along - w * bz
+    # The second derivatives: xy, yz, zz, xz and xx - yy; then those of degree 3 in turn.
+    gx = gx + r15 * (load_half(s, 288) + load_half(s, 496) + load_half(s, 528))
+    gx = gx - r5 * load_half(s, 400)
+    gy = gy + r15 * (load_half(s, 272) + load_half(s, 368) - load_half(s, 544))
+    gy = gy - r5 * load_half(s, 416)
+    gz = gz + r15 * (load_half(s, 352) + load_half(s, 464)) + two * r5 * load_half(s, 432)
+    bx, by = load_half(s, 592), load_half(s, 608)
+    gx = gx + k * (uy * bx + ux * by)
+    gy = gy + k * (ux * bx - uy * by)
+    bx, by, bz = load_half(s, 656), load_half(s, 672), load_half(s, 688)
+    gx = gx + r105 * (uz * by + uy * bz)
+    gy = gy + r105 * (uz * bx + ux * bz)
+    gz = gz + r105 * (uy * bx + ux * by)
+    bx, by, bz = load_half(s, 720), load_half(s, 736), load_half(s, 752)
+    gx = gx - q * (uy * bx + ux * by)
+    gy = gy + q * (four * uz * bz - ux * bx - three * uy * by)
+    gz = gz + q * four * (uy * bz + uz * by)
+    bx, by, bz = load_half(s, 784), load_half(s, 800), load_half(s, 816)
+    gx = gx - r7 * (uz * bx + ux * bz)
+    gy = gy - r7 * (uz * by + uy * bz)
+    gz = gz + r7 * (two * uz * bz - ux * bx - uy * by)
+    bx, by, bz = load_half(s, 848), load_half(s, 864), load_half(s, 880)
+    gx = gx + q * (four * uz * bz - three * ux * bx - uy * by)
+    gy = gy - q * (ux * by + uy * bx)
+    gz = gz + q * four * (ux * bz + uz * bx)
+    bx, by, bz = load_half(s, 912), load_half(s, 928), load_half(s, 944)
+    gx = gx + r105 * (uz * bx + ux * bz)
+    gy = gy - r105 * (uz * by + uy * bz)
+    gz = gz + r105 * (ux * bx - uy * by)
+    bx, by = load_half(s, 976), load_half(s, 992)
+    gx = gx + k * (ux * bx - uy * by)
+    gy = gy - k * (uy * bx + ux * by)
+    return total(gx), total(gy), total(gz)
