@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,26 @@ def test_a_batch_has_the_same_threads_when_it_is_resumed(
     assert run("simulate", "--resume", "three.h5", "--steps", 8)[0] == 0
     assert len(asked) == 4
     assert set(asked) == {3.0 * len(molecule()) * 8.0}
+
+
+def test_threads_are_chosen_again_in_the_course_of_a_run(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = simulation("start.xyz", "--frame", 1, "--ensemble", "langevin", "--steps", 20)
+    assert run(*settings, "--output", "once.h5")[0] == 0
+    steps: list[Any] = []
+    original = cli_simulate.choose_threads
+
+    def choose_threads(potential: Any, system: System, *others: Any) -> None:
+        steps.append(system.positions.clone())
+        original(potential, system, *others)
+
+    monkeypatch.setattr(cli_simulate, "choose_threads", choose_threads)
+    monkeypatch.setattr(cli_simulate, "CHOOSE_EVERY_S", -1.0)
+    assert run(*settings, "--output", "often.h5")[0] == 0
+    assert len(steps) == 6  # before the first step, as the run begins, and at each frame
+    assert not any(torch.equal(*each) for each in pairwise(steps[1:]))
+    assert_equal(contents("often.h5"), contents("once.h5"))
 
 
 KILLED = """

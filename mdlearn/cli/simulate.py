@@ -61,6 +61,8 @@ from mdlearn.writer import TrajectoryWriter
 
 STOPPED = 124
 """Exit code of a run that was told to stop, as `timeout` has it."""
+CHOOSE_EVERY_S = 30.0
+"""How often it is measured again how many threads are best: other programs come and go."""
 COMMIT_S = 2.0
 """Seconds between commits of the trajectory; what a crash of the machine can cost."""
 COMMIT_SHARE = 0.05
@@ -294,7 +296,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
     config, model, dynamics, latest, recorder = setup
     first, path = latest.state.step, recorder.writer.path
     began = time.monotonic()
-    due = began + COMMIT_S
+    due, tried = began + COMMIT_S, began
     wish = path.parent / "EXIT"
 
     def told_to_stop() -> bool:
@@ -304,10 +306,16 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
         late = config.max_time_s is not None and time.monotonic() - began > config.max_time_s
         return late or bool(interruption.received)
 
+    def choose() -> None:
+        """As a run decides that is resumed from here."""
+        system = latest.state.system
+        pairs = _usual_pairs(model, system)
+        choose_threads(dynamics.potential, system, latest.neighbors, pairs)
+
     with Line() as line:
 
         def observe(snapshot: Snapshot) -> bool:
-            nonlocal latest, due
+            nonlocal latest, due, tried
             latest = snapshot
             state, now = snapshot.state, time.monotonic()
             if state.step % config.every == 0:
@@ -316,6 +324,9 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
                 recorder.commit(snapshot)
                 done = time.monotonic()
                 due = done + max(COMMIT_S, (done - now) / COMMIT_SHARE)
+            if now - tried > CHOOSE_EVERY_S:
+                choose()
+                tried = time.monotonic()
             recorder.warn_of_lonely_atoms(snapshot)
             rate = (state.step - first) / (now - began)  # steps/s
             line.show(progress(config, snapshot, rate))
@@ -323,10 +334,7 @@ def _run(setup: Setup, interruption: Interruption) -> Snapshot:
 
         try:
             while True:
-                # As a run decides that is resumed from here.
-                system = latest.state.system
-                pairs = _usual_pairs(model, system)
-                choose_threads(dynamics.potential, system, latest.neighbors, pairs)
+                choose()
                 try:
                     return simulate(
                         dynamics,
