@@ -21,9 +21,10 @@ def device_weights(network: Equivariant) -> Weights:
     """The weights of a network where it is, in the order and the shapes of the kernels."""
     host = loop_weights(deepcopy(network).cpu())
     like = network.wall.start
-    damping = host.table[: len(degrees(DEGREE)), None, None]
-    mix = host.mix * damping
-    speak_back = host.speak_back * damping
+    degree = np.array(degrees(DEGREE))
+    damping = host.table[: len(degree), None, None]
+    mix = host.mix[:, degree] * damping
+    speak_back = host.speak_back[:, degree] * damping
     # From bundles of features to features.
     n_messages, bundles = host.filters.shape[:2]
     filters = host.filters.reshape(n_messages, bundles, 2, layout.LANES, layout.LANES)

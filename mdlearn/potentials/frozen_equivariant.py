@@ -22,8 +22,12 @@ from mdlearn.potentials.frozen_network import (
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import layout
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.sphere import HARMONICS
 from mdlearn.potentials.pairs import ChebyshevBasis
 from mdlearn.potentials.spherical import SphericalHarmonics, degrees, sphere_grid
+
+LARGEST = 2 * DEGREE + 1
+"""Harmonics of the highest degree."""
 
 
 def has_loops(network: Equivariant) -> bool:
@@ -58,8 +62,6 @@ def loop_weights(network: Equivariant) -> layout.Weights:
     n_species, radial, features = len(network.species), settings.radial, settings.features
     channels = (n_species - 1) * radial + layout.LANES
     channels += -channels % layout.LANES
-    degree = np.array(degrees(DEGREE))
-    n_harmonics = len(degree)
 
     def parts(values: Array, axis: int, count: int) -> Array:
         return padded(values, axis, count, layout.LANES)
@@ -75,12 +77,12 @@ def loop_weights(network: Equivariant) -> layout.Weights:
         near = np.pad(near, ((0, 0), (0, channels - near.shape[1]), (0, 0)))
         nothing = np.zeros((DEGREE + 1, features, 3 * features), weight.dtype)
         far = weight[:, radial * n_species :] if layer else nothing
-        mix.append(parts(np.concatenate([near, parts(far, 1, 1)], 1), 2, 3)[degree])
+        mix.append(parts(np.concatenate([near, parts(far, 1, 1)], 1), 2, 3))
         element.append(parts(array(product.element), 1, 3))
     for message in network.messages:
         assert isinstance(message, Message)
         weight = array(message.speak.weight).reshape(DEGREE + 1, 2 * features, 2 * features)
-        speak.append(parts(parts(weight, 1, 2), 2, 2)[degree])
+        speak.append(parts(parts(weight, 1, 2), 2, 2))
         gate.append(parts(parts(array(message.gate.weight).T, 0, 3), 1, 2))
         bias.append(parts(array(message.gate.bias), 0, 2))
         said.append(parts(array(message.element), 1, 2))
@@ -98,7 +100,7 @@ def loop_weights(network: Equivariant) -> layout.Weights:
 
     mixing = stack(mix, ())
     n_features = mixing.shape[-1] // 3
-    spoken = stack(speak, (n_harmonics, 2 * n_features, 2 * n_features))
+    spoken = stack(speak, (DEGREE + 1, 2 * n_features, 2 * n_features))
     gates = stack(gate, (3 * n_features, 2 * n_features))
     couples, coupling = couplings()
     return layout.Weights(
@@ -143,7 +145,7 @@ def couplings() -> tuple[NDArray[np.int64], Array]:
 
 def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.Workspace:
     """Room for the loops over a number of atoms, in the precision of the weights."""
-    n_layers, n_harmonics, _, width, _ = weights.mix.shape
+    n_layers, _, _, width, _ = weights.mix.shape
     n, dtype = weights.element.shape[2] // 3, weights.mix.dtype
     channels, bundles = width - n, n // layout.LANES
     block = width_of(n_atoms)
@@ -155,10 +157,10 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
     return layout.Workspace(
         **common_room(n_atoms, capacity),
         basis=room(n_atoms, capacity, 32),
-        seen=room(blocks, n_harmonics, block, channels),
-        mixed=room(n_layers, blocks, 3, n_harmonics, block, n),
-        product=room(n_layers, blocks, n_harmonics, block, n),
-        plain=room(n_layers - 1, blocks, n_harmonics, block, 2 * n),
+        seen=room(blocks, HARMONICS, block, channels),
+        mixed=room(n_layers, blocks, 3, HARMONICS, block, n),
+        product=room(n_layers, blocks, HARMONICS, block, n),
+        plain=room(n_layers - 1, blocks, HARMONICS, block, 2 * n),
         gates=room(n_layers - 1, n_atoms, 2, 2 * n),
         spoken=room(n_layers - 1, n_atoms, bundles, 2 * layout.BUNDLE),
         heard=room(n_layers - 1, n_atoms, bundles, layout.BUNDLE),
@@ -168,11 +170,11 @@ def _workspace(weights: layout.Weights, n_atoms: int, capacity: int) -> layout.W
             told=room(bundles, layout.BUNDLE),
             adjoint=room(bundles, 2 * layout.BUNDLE),
             ends=room(2, bundles, 64),
-            functions=room(n_harmonics, block, n),
-            back=room(3, n_harmonics, block, n),
-            said=room(n_harmonics, block, 2 * n),
-            out=room(block, 3 * n),
-            row=room(block, n),
+            functions=room(HARMONICS, block, n),
+            back=room(3, HARMONICS, block, n),
+            said=room(HARMONICS, block, 2 * n),
+            out=room(LARGEST * block, 3 * n),
+            row=room(LARGEST * block, n),
             gates=room(block, 2 * n),
             head=room(block, len(weights.out)),
         ),

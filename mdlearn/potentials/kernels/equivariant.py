@@ -22,7 +22,7 @@ from mdlearn.potentials.kernels.neighborhood import (
     hear_back,
 )
 from mdlearn.potentials.kernels.rows import Array, clear
-from mdlearn.potentials.kernels.sphere import HARMONICS
+from mdlearn.potentials.kernels.sphere import DEGREES, HARMONICS
 
 
 @compiled(inner=True)
@@ -63,17 +63,21 @@ def _forward(
     channels = seen.shape[2]
     if layer > 0:
         hear(layer - 1, atoms, j, weights, work, work.scratch.told, told)
-    for m in range(HARMONICS):
-        multiply_into(seen[m], weights.mix[layer, m, :, :channels], out)
+    for degree in range(DEGREES):
+        first, last = degree**2, (degree + 1) ** 2
+        rows, mix = (last - first) * width, weights.mix[layer, degree]
+        multiply_into(seen[first:last].reshape(rows, channels), mix[:, :channels], out[:rows])
         if layer > 0:
-            add_product(told[m], weights.mix[layer, m, :, channels:], out)
-        for atom in range(atoms[0], atoms[1]):
-            place, factors = atom - atoms[0], weights.element[layer, index[atom]]
-            for kind in range(3):
-                row, source = mixed[kind, m, place], out[place, kind * n : (kind + 1) * n]
-                weight = factors[kind * n : (kind + 1) * n]
-                for c in range(n):
-                    row[c] = source[c] * weight[c]
+            add_product(told[first:last].reshape(rows, n), mix[:, channels:], out[:rows])
+        for m in range(first, last):
+            for atom in range(atoms[0], atoms[1]):
+                place, factors = atom - atoms[0], weights.element[layer, index[atom]]
+                product_row = out[(m - first) * width + place]
+                for kind in range(3):
+                    row, source = mixed[kind, m, place], product_row[kind * n : (kind + 1) * n]
+                    weight = factors[kind * n : (kind + 1) * n]
+                    for c in range(n):
+                        row[c] = source[c] * weight[c]
     f, g, h = mixed[0], mixed[1], mixed[2]
     clear(product)
     multiply(_flat(f), _flat(g), weights.coupling, weights.couples, _flat(product))
@@ -96,10 +100,13 @@ def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspa
     _, _, _, width, n = work.product.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     plain = work.plain[layer, block]
-    for m in range(HARMONICS):
-        speak = weights.speak[layer, m]
-        multiply_into(work.mixed[layer, block, 0, m], speak[:, :n], plain[m])
-        add_product(work.product[layer, block, m], speak[:, n:], plain[m])
+    functions, product = work.mixed[layer, block, 0], work.product[layer, block]
+    for degree in range(DEGREES):
+        first, last = degree**2, (degree + 1) ** 2
+        rows, speak = (last - first) * width, weights.speak[layer, degree]
+        out = plain[first:last].reshape(rows, 2 * n)
+        multiply_into(functions[first:last].reshape(rows, n), speak[:, :n], out)
+        add_product(product[first:last].reshape(rows, n), speak[:, n:], out)
     given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
     gates = work.scratch.gates
     multiply_into(given, weights.gate[layer], gates)
@@ -167,22 +174,30 @@ def _backward(
         )
     given, told = work.scratch.out, work.scratch.row
     clear(given)
-    for m in range(HARMONICS):
-        for atom in range(atoms[0], atoms[1]):
-            place, factors = atom - atoms[0], weights.element[layer, index[atom]]
-            for kind in range(3):
-                row, source = given[place, kind * n : (kind + 1) * n], back[kind, m, place]
-                weight = factors[kind * n : (kind + 1) * n]
-                for c in range(n):
-                    row[c] = source[c] * weight[c]
-        add_product(given, weights.seen_back[layer, m], seen[m])
-        if layer > 0:
-            multiply_into(given, weights.told_back[layer, m], told)
+    channels = seen.shape[2]
+    for degree in range(DEGREES):
+        first, last = degree**2, (degree + 1) ** 2
+        rows = (last - first) * width
+        for m in range(first, last):
             for atom in range(atoms[0], atoms[1]):
-                for part in range(n // LANES):
-                    heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
-                    for c in range(LANES):
-                        heard[c] = told[atom - atoms[0], part * LANES + c]
+                place, factors = atom - atoms[0], weights.element[layer, index[atom]]
+                given_row = given[(m - first) * width + place]
+                for kind in range(3):
+                    row, source = given_row[kind * n : (kind + 1) * n], back[kind, m, place]
+                    weight = factors[kind * n : (kind + 1) * n]
+                    for c in range(n):
+                        row[c] = source[c] * weight[c]
+        to_seen = seen[first:last].reshape(rows, channels)
+        add_product(given[:rows], weights.seen_back[layer, degree], to_seen)
+        if layer > 0:
+            multiply_into(given[:rows], weights.told_back[layer, degree], told[:rows])
+            for m in range(first, last):
+                for atom in range(atoms[0], atoms[1]):
+                    told_row = told[(m - first) * width + atom - atoms[0]]
+                    for part in range(n // LANES):
+                        heard = work.heard[layer - 1, atom, part, m * LANES : (m + 1) * LANES]
+                        for c in range(LANES):
+                            heard[c] = told_row[part * LANES + c]
 
 
 @compiled(merge=True)
@@ -212,12 +227,14 @@ def _speak_back(
                 gates[place, c] += v * plain[m, place, c]
         for c in range(2 * n):
             gates[place, c] *= rises[c]
-    given = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
-    add_product(gates, weights.gate_back[layer], given)
-    for m in range(HARMONICS):
-        speak = weights.speak_back[layer, m]
-        multiply_into(said[m], speak[0], to_function[m])
-        multiply_into(said[m], speak[1], to_product[m])
+    invariants = work.invariants[block, :, 3 * n * layer : 3 * n * (layer + 1)]
+    add_product(gates, weights.gate_back[layer], invariants)
+    for degree in range(DEGREES):
+        first, last = degree**2, (degree + 1) ** 2
+        rows, speak = (last - first) * width, weights.speak_back[layer, degree]
+        given = said[first:last].reshape(rows, 2 * n)
+        multiply_into(given, speak[0], to_function[first:last].reshape(rows, n))
+        multiply_into(given, speak[1], to_product[first:last].reshape(rows, n))
 
 
 @compiled(placed=True)

@@ -1,8 +1,9 @@
 """What the loops of the default network are given, and what they work in.
 
-Axes of arrays: N atoms, in blocks of W; M harmonics; F features, in bundles of 16 lanes that fill a
-vector register; C channels of the first density, one for each element and radial function, rounded
-up; V = 3F I invariants of I layers.
+Axes of arrays: N atoms, in blocks of W; M harmonics of L degrees; F features, in bundles of 16
+lanes that fill a vector register of AVX-512; C channels of the first density, one for each element
+and radial function, rounded up; V = 3F I invariants of I layers. Matrices that are multiplied by are
+`matrices.packed` for the loops; here stand the shapes that they are packed of.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ class Weights(NamedTuple):
     couples: Array
     """(G, 3) int64, product, first factor, second factor."""
     mix: Array
-    """(I, M, C + F, 3F), from the density of neighbors and what they say to f, g and h."""
+    """(I, L, C + F, 3F), from the density of neighbors and what they say to f, g and h."""
     seen_back: Array
-    """(I, M, 3F, C) and"""
+    """(I, L, 3F, C) and"""
     told_back: Array
-    """(I, M, 3F, F)"""
+    """(I, L, 3F, F)"""
     element: Array
     """(I, Z, 3F)"""
     speak: Array
-    """(I, M, 2F, 2F), from f and fg to values and slopes."""
+    """(I, L, 2F, 2F), from f and fg to values and slopes."""
     speak_back: Array
-    """(I, M, 2F, 2F)"""
+    """(I, L, 2F, 2F); for the loops in two parts, to f and to fg."""
     gate: Array
     """(I, 3F, 2F)"""
     gate_back: Array
@@ -91,9 +92,9 @@ class Scratch(NamedTuple):
     said: Array
     """(M, W, 2F), and of what was said."""
     out: Array
-    """(W, 3F), one harmonic of f, g and h; backward, of their adjoints."""
+    """(7 W, 3F), harmonics of one degree of f, g and h; backward, of their adjoints."""
     row: Array
-    """(W, F), one of the adjoint of what is heard."""
+    """(7 W, F), those of the adjoint of what is heard."""
     gates: Array
     """(W, 2F)"""
     head: Array

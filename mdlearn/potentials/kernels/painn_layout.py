@@ -14,6 +14,7 @@ from mdlearn.potentials.kernels.rows import Array
 class Weights(NamedTuple):
     """The network as the loops have it, all in one precision but for what is said to be float64.
 
+    Matrices that are multiplied by are `matrices.packed`; here stand the shapes of what is packed.
     What ends in `_back` is the same the other way.
     """
 

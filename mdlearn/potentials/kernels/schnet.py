@@ -28,7 +28,10 @@ from mdlearn.potentials.kernels.spline import (
 
 
 class Weights(NamedTuple):
-    """The network as the loops have it, in one precision; axes as in `layout`, F by `WIDTH`."""
+    """The network as the loops have it, in one precision; axes as in `layout`, F by `WIDTH`.
+
+    Matrices that are multiplied by are `matrices.packed`; here stand the shapes of what is packed.
+    """
 
     cutoff: float
     hidden: Array

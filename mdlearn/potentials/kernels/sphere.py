@@ -15,7 +15,7 @@ from mdlearn.potentials.kernels.rows import Array, clear
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered for vectors; NaN and infinity stay what they are."""
-HARMONICS = 16
+HARMONICS, DEGREES = 16, 4
 R3, R5, R7, R15, R105 = (math.sqrt(n) for n in (3, 5, 7, 15, 105))
 A, B = math.sqrt(35 / 8), math.sqrt(21 / 8)
 Scalar = Any
