@@ -2,8 +2,8 @@
 
 Axes of arrays: N atoms, in blocks of W; M harmonics of L degrees; F features, in bundles of 16
 lanes that fill a vector register of AVX-512; C channels of the first density, one for each element
-and radial function, rounded up; V = 3F I invariants of I layers. Matrices that are multiplied by are
-`matrices.packed` for the loops; here stand the shapes that they are packed of.
+and radial function, rounded up; V = 3F I invariants of I layers. Matrices that are multiplied by
+are `matrices.packed` for the loops; here stand the shapes that they are packed of.
 """
 
 from __future__ import annotations
