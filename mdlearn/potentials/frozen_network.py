@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import Helper, Words, keep_blas_on_one_thread, kind_of, place_of
+from mdlearn.jit import Helper, Words, kind_of, place_of
 from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.matrices import packed
 from mdlearn.meeting import Meeting, give_up, meeting_of
@@ -93,7 +93,6 @@ class FrozenNetwork(Frozen):
         """and the workspace, with a scratch for each thread, by the first block it works on."""
         self.rest = Words(rest())
         self.seen: Seen | None = None
-        keep_blas_on_one_thread()
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`."""
