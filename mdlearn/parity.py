@@ -186,7 +186,7 @@ def _parity(axes: Axes, panel: Panel, pair: Pair, parts: list[Part]) -> None:
             color=part.color,
             markersize=size,
             alpha=0.6,
-            label=f"{part.name}  {mean} {panel.error_unit}".strip(),
+            label=f"{part.name}  {mean}".strip(),
         )
     axes.set(xlabel=f"reference {panel.axis} ({panel.unit})", xlim=limits, ylim=limits)
     axes.set(ylabel=f"predicted {panel.axis} ({panel.unit})", box_aspect=1.0)
@@ -194,7 +194,7 @@ def _parity(axes: Axes, panel: Panel, pair: Pair, parts: list[Part]) -> None:
         axis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(useOffset=False)
     axes.legend(
-        title="mean absolute error",
+        title=f"mean absolute error, {panel.error_unit}",
         loc="upper left",
         markerscale=10.0 / size,
         handletextpad=0.1,
@@ -218,7 +218,7 @@ def _spread(axes: Axes, panel: Panel, pair: Pair, parts: list[Part]) -> None:
     for part, error in errors:
         rmse = digits(float(np.sqrt(np.square(error).mean())))
         percent = np.full(len(error), 100.0 / len(error))
-        label = f"{part.name}  {rmse} {panel.error_unit}".strip()
+        label = f"{part.name}  {rmse}".strip()
         axes.hist(
             error, bins, histtype="step", color=part.color, weights=percent, label=label, lw=1.3
         )
@@ -235,7 +235,7 @@ def _spread(axes: Axes, panel: Panel, pair: Pair, parts: list[Part]) -> None:
     axes.set_yticks(ticks)
     axes.set_ylim(low, high * (high / low) ** room if count > MANY else high * (1.0 + room))
     axes.legend(
-        title="root mean square error",
+        title=f"root mean square error, {panel.error_unit}",
         fontsize=9.0,
         title_fontsize=9.0,
         loc="upper left",
