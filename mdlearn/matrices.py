@@ -32,11 +32,9 @@ SIGNATURE = (
     *(ANYTHING, ANYTHING, WORD),  # a number, and the product
 )
 """Of `numba_xxgemm`, by which Numba asks scipy's BLAS; that has columns where arrays have rows."""
-
-
-# Rows of a product whose sums in float32 stay in registers together: in half of those of AVX2 or
-# NEON, and in a quarter of those of AVX-512.
 ROWS = 4 if get_host_cpu_features().get("avx512f") else 2
+"""Of a product, whose sums in float32 stay in registers together: in half of those of AVX2 or NEON,
+and in a quarter of those of AVX-512."""
 
 
 def packed(matrices: Array) -> Array:
