@@ -63,9 +63,9 @@ from mdlearn.potentials import frozen_network
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
+from mdlearn.potentials.frozen_tables import shares_of
 from mdlearn.potentials.kernels import equivariant as kernel
 from mdlearn.potentials.kernels import schnet
-from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.kernels.sweep import sweep
 from mdlearn.potentials.network import Size
 
@@ -84,7 +84,7 @@ def operations_of_schnet(
     hidden = len(weights.out)
     square = 2.0 * features**2
 
-    shares = n_atoms * (SHARES - 1.0) * features
+    shares = n_atoms * (shares_of(n_atoms) - 1.0) * features
     listen_back = n_atoms * (2 * square + features)
     read = n_atoms * (4.0 * features * hidden + 3 * features)
     stages = [("distances, filters", 42.0 * n_pairs)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,32 @@ def total(typing: Any, lanes: Any) -> Any:
         return builder.extract_element(x, INDEX(0))
 
     return lanes.dtype(lanes), generate
+
+
+def polynomial(single: Sequence[float], double: Sequence[float]) -> Callable[[Lanes], Lanes]:
+    """A polynomial of lanes, by Horner's scheme.
+
+    Args:
+        single: coefficients for lanes in float32, that of the highest power first,
+        double: and for those in float64.
+    """
+
+    @instruction
+    def evaluate(typing: Any, x: Any) -> Any:
+        coefficients = single if x.dtype == types.float32 else double
+
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            (value,) = given
+            terms = [_constant(value.type, each) for each in coefficients]
+            result = terms[0]
+            for term in terms[1:]:
+                product = builder.fmul(result, value, flags=PERMITTED)
+                result = builder.fadd(product, term, flags=PERMITTED)
+            return result
+
+        return x(x), generate
+
+    return evaluate
 
 
 @instruction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import ase
@@ -31,8 +32,8 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
+from mdlearn.potentials.frozen_tables import shares_of
 from mdlearn.potentials.kernels import spline
-from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
@@ -178,14 +179,18 @@ def test_every_share_of_every_bundle_comes_with_one_block() -> None:
     share_of: Any = spline.share_of
     tasks_of, share_of = tasks_of.py_func, share_of.py_func
     for blocks, bundles in ((1, 1), (2, 1), (2, 4), (12, 4), (7, 3), (96, 2)):
-        done = [range(*tasks_of(block, blocks, bundles)) for block in range(blocks)]
-        assert [task for each in done for task in each] == list(range(SHARES * bundles))
+        shares = shares_of(16 * blocks)
+        work = SimpleNamespace(shares=np.zeros((shares, bundles, 0)))
+        done = [range(*tasks_of(block, blocks, work)) for block in range(blocks)]
+        assert [task for each in done for task in each] == list(range(shares * bundles))
         halves = [sum(map(len, done[: blocks // 2])), sum(map(len, done[blocks // 2 :]))]
         assert blocks % 2 or halves[0] == halves[1]
-    for n_atoms in (1, 3, 192):
+    for n_atoms in (1, 3, 192, 1000):
+        shares = shares_of(n_atoms)
+        work = SimpleNamespace(shares=np.zeros((shares, 3, 0)), own=np.zeros(n_atoms))
         for bundle in (0, 2):
-            parts = [share_of(SHARES * bundle + share, n_atoms) for share in range(SHARES)]
-            assert [each[:2] for each in parts] == [(bundle, share) for share in range(SHARES)]
+            parts = [share_of(shares * bundle + share, work) for share in range(shares)]
+            assert [each[:2] for each in parts] == [(bundle, share) for share in range(shares)]
             atoms = [n for each in parts for n in range(*each[2:])]
             assert atoms == list(range(n_atoms))
 

@@ -21,11 +21,10 @@ from mdlearn.potentials.frozen_network import (
     turned,
     width_of,
 )
-from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
+from mdlearn.potentials.frozen_tables import bundled, pair_room, shares_of, tabulate
 from mdlearn.potentials.kernels import painn as kernel
 from mdlearn.potentials.kernels.painn_layout import Scratch, Weights, Workspace
 from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.painn import SOFTNESS, Message, PaiNN, Update
 from mdlearn.potentials.pairs import ChebyshevBasis
 
@@ -123,7 +122,7 @@ def _workspace(weights: Weights, n_atoms: int, capacity: int) -> Workspace:
         **pair_room(n_atoms, capacity, weights.own.dtype),
         bent=room(n // WIDTH, n_atoms, capacity, 4),
         said=room(layers, n // WIDTH, n_atoms, 5 * WIDTH),
-        shares=room(SHARES, n // WIDTH, blocks * block, 5 * WIDTH),
+        shares=room(shares_of(n_atoms), n // WIDTH, blocks * block, 5 * WIDTH),
         heard=room(2, n // WIDTH, n_atoms, 4 * WIDTH),
         vectors=room(layers, blocks, 3 * block, n),
         mixed=room(layers, blocks, 3 * block, 2 * n),

@@ -21,10 +21,9 @@ from mdlearn.potentials.frozen_network import (
     turned,
     width_of,
 )
-from mdlearn.potentials.frozen_tables import bundled, pair_room, tabulate
+from mdlearn.potentials.frozen_tables import bundled, pair_room, shares_of, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
 from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.spline import SHARES
 from mdlearn.potentials.schnet import Interaction, SchNet
 
 
@@ -89,9 +88,9 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
         **common_room(n_atoms, capacity),
         **pair_room(n_atoms, capacity, weights.speak.dtype),
         along=room(n_features // WIDTH, n_atoms, capacity),
-        said=room(n_layers, blocks * block, n_features),
-        shares=room(SHARES, n_features // WIDTH, blocks * block, WIDTH),
-        heard=room(2, blocks * block, n_features),
+        said=room(n_layers, n_features // WIDTH, blocks * block, WIDTH),
+        shares=room(shares_of(n_atoms), n_features // WIDTH, blocks * block, WIDTH),
+        heard=room(2, n_features // WIDTH, blocks * block, WIDTH),
         rises=room(n_layers, blocks, block, n_features),
         invariants=room(blocks, block, n_features),
         scratch=kernel.Scratch(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mdlearn.lanes import WIDTH, zeros
+from mdlearn.potentials.frozen_network import BLOCK
 from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.spline import ROWS, SHARES, blend_once
+from mdlearn.potentials.kernels.spline import ROWS, blend_once
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 3e-11}
 """By how much slopes of a table may be off, as a share of the largest one: that is what forces are
@@ -90,6 +91,15 @@ def bundled(rows: Array, count: int, precision: torch.dtype) -> Array:
     return np.ascontiguousarray(tables.reshape(count, tables.shape[1], -1).astype(dtype))
 
 
+def shares_of(n_atoms: int) -> int:
+    """Into how many shares atoms are divided whose pairs are worked on side by side.
+
+    Each share has sums of its own, which all are cleared and added up: few are less work, and many
+    are work for more threads. This may not depend on how many there are, or sums would.
+    """
+    return 1 if n_atoms <= BLOCK else 2 if n_atoms < 512 else 4
+
+
 def pair_room(n_atoms: int, capacity: int, dtype: Any) -> dict[str, Array]:
     """What `spline.approach` fills, by name."""
     return {
@@ -98,5 +108,5 @@ def pair_room(n_atoms: int, capacity: int, dtype: Any) -> dict[str, Array]:
         "places": np.zeros((n_atoms, capacity), np.int64),
         "blends": zeros((n_atoms, capacity, 2 * ROWS), dtype),
         "span": np.zeros((n_atoms, 2), np.int64),
-        "reached": np.zeros((SHARES, 2), np.int64),
+        "reached": np.zeros((shares_of(n_atoms), 2), np.int64),
     }

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from mdlearn.jit import compiled
-from mdlearn.lanes import Lanes, if_negative, power_of_two, truncated
+from mdlearn.lanes import Lanes, if_negative, polynomial, power_of_two, truncated
 
-INVERSE_FACTORIALS = tuple(1.0 / math.factorial(n) for n in range(13, -1, -1))
-INVERSE_ODDS = tuple(1.0 / n for n in range(33, 0, -2))
+INVERSE_FACTORIALS = [1.0 / math.factorial(n) for n in range(13, -1, -1)]
+INVERSE_ODDS = [1.0 / n for n in range(33, 0, -2)]
+series_of_exponential: Any = polynomial(INVERSE_FACTORIALS[-8:], INVERSE_FACTORIALS)
+"""exp(x) for |x| <= ½ ln 2; what is left out is 5e-9 in float32, and 4e-18."""
+series_of_artanh: Any = polynomial(INVERSE_ODDS[-8:], INVERSE_ODDS)
+"""artanh(s) / s of s², for s <= 1/3; likewise 2e-9 and 2e-18."""
 LOWEST = -80.0
 """Exponents below count as this: what is 1e-35 adds nothing to one."""
 LN2 = math.log(2.0)
@@ -23,10 +28,7 @@ def exponential(x: Lanes) -> Lanes:
     x = if_negative(x - LOWEST, x * 0.0 + LOWEST, x)
     n = truncated(x * (1.0 / LN2) - 0.5)
     rest = x - n * LN2_HIGH - n * LN2_LOW
-    series = rest * 0.0
-    for coefficient in INVERSE_FACTORIALS:
-        series = series * rest + coefficient
-    return series * power_of_two(n)
+    return series_of_exponential(rest) * power_of_two(n)
 
 
 @compiled(inner=True)
@@ -41,10 +43,7 @@ def shifted_softplus(x: Lanes) -> tuple[Lanes, Lanes]:
     """ln(½eˣ + ½) and its derivative; ln(1 + u) is 2 artanh(u / (2 + u))."""
     slope, decay = sigmoid(x)
     s = decay / (decay + 2.0)
-    square, series = s * s, s * 0.0
-    for coefficient in INVERSE_ODDS:
-        series = series * square + coefficient
-    return if_negative(x, x * 0.0, x) + (2.0 * s * series - LN2), slope
+    return if_negative(x, x * 0.0, x) + (2.0 * s * series_of_artanh(s * s) - LN2), slope
 
 
 @compiled(inner=True)

@@ -245,10 +245,12 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
                 said = work.said[0, bundle, atom]
                 store(said, 0, load(first, bundle * WIDTH))
                 store(said, WIDTH, load(first, n + bundle * WIDTH))
-                clear(work.bent[bundle, atom])
         approach(atoms, inputs, weights, work)
+        for atom in range(atoms[0], atoms[1]):
+            for bundle in range(n // WIDTH):
+                clear(work.bent[bundle, atom, : work.own[atom]])
     elif stage % 2 == 1:
-        begin, end = tasks_of(block, blocks, n // WIDTH)
+        begin, end = tasks_of(block, blocks, work)
         for task in range(begin, end):
             hear(stage // 2, task, weights, work)
     else:
@@ -259,7 +261,7 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
     inputs, weights, work = at(places), at(known), at(room)
-    n_layers, (blocks, width, n) = len(weights.own), work.invariants.shape
+    n_layers, (blocks, width, _) = len(weights.own), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     way = stage - 2 * n_layers
     layer = n_layers - (way + 1) // 2
@@ -270,7 +272,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
         for atom in range(atoms[0], atoms[1]):
             push(atom, inputs.reverse, work)
     elif way % 2 == 1:
-        first, last = tasks_of(block, blocks, n // WIDTH)
+        first, last = tasks_of(block, blocks, work)
         for task in range(first, last):
             if layer > 0:
                 hear_back(layer, task, weights, work)

@@ -1,7 +1,8 @@
 """What the loops of PaiNN are given, and what they work in.
 
-Axes of arrays: N atoms, in B blocks of W; K neighbors; Z elements; I layers; F features, filled up
-to a multiple of the lanes. Vectors of a block are rows (3 W, F): all x, all y, all z.
+Axes of arrays: N atoms, in B blocks of W, and in S shares, see `spline.tasks_of`; K neighbors; Z
+elements; I layers; F features, filled up to a multiple of the lanes. Vectors of a block are rows (3
+W, F): all x, all y, all z.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Workspace(NamedTuple):
     span: Array
     """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
     reached: Array
-    """(SHARES, 2) int64, the same of the atoms of a share,"""
+    """(S, 2) int64, the same of the atoms of a share,"""
     bent: Array
     """(F/32, N, K, 4), and derivatives of the energy by their distances and directions."""
     said: Array
@@ -127,7 +128,7 @@ class Workspace(NamedTuple):
     atom has of 32 features stands in one piece: pieces of longer rows would share few places of a
     cache."""
     shares: Array
-    """(SHARES, F/32, B W, 5 x 32), sums over the pairs of a share of the atoms: four that are
+    """(S, F/32, B W, 5 x 32), sums over the pairs of a share of the atoms: four that are
     heard, or five, adjoints of what was said."""
     heard: Array
     """(2, F/32, N, 4 x 32), adjoints of what is heard in a layer, and in the one before it."""

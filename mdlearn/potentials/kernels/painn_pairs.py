@@ -20,7 +20,7 @@ def hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
 
     The other atom sees the opposite direction.
     """
-    bundle, share, first, last = share_of(task, len(work.own))
+    bundle, share, first, last = share_of(task, work)
     tables = weights.tables[layer, bundle]
     plain, along, across = tables[0], tables[1], tables[2]
     said, heard = work.said[layer, bundle].reshape(-1), work.shares[share, bundle].reshape(-1)
@@ -78,7 +78,7 @@ def hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
 @compiled(merge=True)
 def _scalars_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W s·a, see `hear_back`."""
-    bundle, share, first, last = share_of(task, len(work.own))
+    bundle, share, first, last = share_of(task, work)
     table, to_said = weights.tables[layer, bundle, 0], work.shares[share, bundle].reshape(-1)
     said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
     for atom in range(first, last):
@@ -99,7 +99,7 @@ def _scalars_back(layer: int, task: int, weights: Weights, work: Workspace) -> N
 @compiled(merge=True)
 def _lines_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W' (u·x) b, see `hear_back`."""
-    bundle, share, first, last = share_of(task, len(work.own))
+    bundle, share, first, last = share_of(task, work)
     table, to_said = weights.tables[layer, bundle, 1], work.shares[share, bundle].reshape(-1)
     said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
     for atom in range(first, last):
@@ -131,7 +131,7 @@ def _lines_back(layer: int, task: int, weights: Weights, work: Workspace) -> Non
 @compiled(merge=True)
 def _vectors_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W" x·v, see `hear_back`."""
-    bundle, share, first, last = share_of(task, len(work.own))
+    bundle, share, first, last = share_of(task, work)
     table, to_said = weights.tables[layer, bundle, 2], work.shares[share, bundle].reshape(-1)
     said, heard = work.said[layer, bundle].reshape(-1), work.heard[layer % 2, bundle].reshape(-1)
     for atom in range(first, last):
@@ -164,7 +164,7 @@ def _vectors_back(layer: int, task: int, weights: Weights, work: Workspace) -> N
 @compiled(merge=True)
 def bend(task: int, weights: Weights, work: Workspace) -> None:
     """The derivatives by pairs in the first layer, where nobody has vectors to say."""
-    bundle, _, first, last = share_of(task, len(work.own))
+    bundle, _, first, last = share_of(task, work)
     plain, along = weights.tables[0, bundle, 0], weights.tables[0, bundle, 1]
     said, heard = work.said[0, bundle].reshape(-1), work.heard[0, bundle].reshape(-1)
     for atom in range(first, last):

@@ -83,7 +83,7 @@ class Scratch(NamedTuple):
 class Workspace(NamedTuple):
     """What stands between the loops; made once for a number of atoms and neighbors.
 
-    Rows of atoms are filled up to full blocks, B W.
+    Rows of atoms are filled up to full blocks, B W; S shares, see `spline.tasks_of`.
     """
 
     within: Array
@@ -103,16 +103,17 @@ class Workspace(NamedTuple):
     span: Array
     """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
     reached: Array
-    """(SHARES, 2) int64, the same of the atoms of a share,"""
+    """(S, 2) int64, the same of the atoms of a share,"""
     along: Array
     """(F/32, N, K), and the derivative of the energy by their distances."""
     said: Array
-    """(I, B W, F)"""
+    """(I, F/32, B W, 32). What atoms have of 32 features stands in one piece: parts of longer rows
+    would share few places of a cache."""
     shares: Array
-    """(SHARES, F/32, B W, 32), sums over the pairs of a share of the atoms: what is heard, or
+    """(S, F/32, B W, 32), sums over the pairs of a share of the atoms: what is heard, or
     adjoints of what was said."""
     heard: Array
-    """(2, B W, F), adjoints of what is heard in a layer, and in the one before it."""
+    """(2, F/32, B W, 32), adjoints of what is heard in a layer, and in the one before it."""
     rises: Array
     """(I, B, W, F), derivatives of the hidden layer."""
     invariants: Array
@@ -131,19 +132,18 @@ class Workspace(NamedTuple):
 @compiled(merge=True)
 def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """Sums over pairs, W(r) said[j] and W(r) said[n], for what the atoms n and j of each hear."""
-    n_features = work.said.shape[2]
-    bundle, share, first, last = share_of(task, len(work.own))
-    table, lane = weights.tables[layer, bundle], bundle * WIDTH
-    said, heard = work.said[layer].reshape(-1), work.shares[share, bundle].reshape(-1)
+    bundle, share, first, last = share_of(task, work)
+    table, said = weights.tables[layer, bundle], work.said[layer, bundle].reshape(-1)
+    heard = work.shares[share, bundle].reshape(-1)
     begin_sums(task, layer, work)
     for n in range(first, last):
         near, places, blends = work.near[n], work.places[n], work.blends[n]
-        mine = load(said, n * n_features + lane)
+        mine = load(said, n * WIDTH)
         sums = alike(0.0, mine)
         for k in range(work.own[n]):
             there = near[k] * WIDTH
             passes = filtered(table, places[k], blends[k], 0)
-            sums = sums + passes * load(said, near[k] * n_features + lane)
+            sums = sums + passes * load(said, there)
             store(heard, there, load(heard, there) + passes * mine)
         store(heard, n * WIDTH, load(heard, n * WIDTH) + sums)
 
@@ -151,24 +151,22 @@ def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
 @compiled(merge=True)
 def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """The same for adjoints, and the derivative of the energy by distances of pairs."""
-    n_features = work.said.shape[2]
-    bundle, share, first, last = share_of(task, len(work.own))
-    table, lane = weights.tables[layer, bundle], bundle * WIDTH
-    said, heard = work.said[layer].reshape(-1), work.heard[layer % 2].reshape(-1)
+    bundle, share, first, last = share_of(task, work)
+    table, said = weights.tables[layer, bundle], work.said[layer, bundle].reshape(-1)
+    heard = work.heard[layer % 2, bundle].reshape(-1)
     to_said = work.shares[share, bundle].reshape(-1)
     begin_sums(task, layer, work)
     for n in range(first, last):
         near, places, blends = work.near[n], work.places[n], work.blends[n]
-        along, here = work.along[bundle, n], n * n_features + lane
+        along, here = work.along[bundle, n], n * WIDTH
         spoken, listened = load(said, here), load(heard, here)
         sums = alike(0.0, spoken)
         for k in range(work.own[n]):
-            there, row, blend = near[k] * n_features + lane, places[k], blends[k]
+            there, row, blend = near[k] * WIDTH, places[k], blends[k]
             other = load(heard, there)
             passes = filtered(table, row, blend, 0)
             sums = sums + passes * other
-            place = near[k] * WIDTH
-            store(to_said, place, load(to_said, place) + passes * listened)
+            store(to_said, there, load(to_said, there) + passes * listened)
             both = spoken * other + listened * load(said, there)
             along[k] += total(filtered(table, row, blend, ROWS) * both)
         store(to_said, n * WIDTH, load(to_said, n * WIDTH) + sums)
@@ -177,16 +175,15 @@ def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None
 @compiled(merge=True)
 def _stretch(task: int, weights: Weights, work: Workspace) -> None:
     """Nothing but that derivative, in the first layer: what was said there does not change."""
-    n_features = work.said.shape[2]
-    bundle, _, first, last = share_of(task, len(work.own))
-    table, lane = weights.tables[0, bundle], bundle * WIDTH
-    said, heard = work.said[0].reshape(-1), work.heard[0].reshape(-1)
+    bundle, _, first, last = share_of(task, work)
+    table, said = weights.tables[0, bundle], work.said[0, bundle].reshape(-1)
+    heard = work.heard[0, bundle].reshape(-1)
     for n in range(first, last):
         near, places, blends = work.near[n], work.places[n], work.blends[n]
-        along, here = work.along[bundle, n], n * n_features + lane
+        along, here = work.along[bundle, n], n * WIDTH
         spoken, listened = load(said, here), load(heard, here)
         for k in range(work.own[n]):
-            there = near[k] * n_features + lane
+            there = near[k] * WIDTH
             both = spoken * load(heard, there) + listened * load(said, there)
             along[k] += total(filtered(table, places[k], blends[k], ROWS) * both)
 
@@ -220,10 +217,12 @@ def _forward(
     else:
         add_product(hidden, weights.outer[layer], change)
     if layer + 1 < len(weights.speak):
-        said = work.said[layer + 1][block * width : (block + 1) * width]
-        multiply_into(change, weights.speak[layer + 1], said)
-        for n in range(atoms[0], atoms[1]):
-            add(weights.start[layer + 1, index[n]], said[n - atoms[0]])
+        for bundle in range(n_features // WIDTH):
+            said = work.said[layer + 1, bundle, block * width : (block + 1) * width]
+            multiply_into(change, weights.speak[layer + 1, bundle : bundle + 1], said)
+            for place in range(atoms[1] - atoms[0]):
+                start = weights.start[layer + 1, index[atoms[0] + place]]
+                add(start[bundle * WIDTH : (bundle + 1) * WIDTH], said[place])
 
 
 @compiled(merge=True)
@@ -233,25 +232,27 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
     width, hidden = len(change), work.scratch.hidden
     multiply_into(change, weights.outer_back[layer], hidden)
     scale(work.rises[layer, block], hidden)
-    heard = work.heard[layer % 2][block * width : (block + 1) * width]
-    multiply_into(hidden, weights.inner_back[layer], heard)
+    for bundle in range(work.heard.shape[1]):
+        heard = work.heard[layer % 2, bundle, block * width : (block + 1) * width]
+        multiply_into(hidden, weights.inner_back[layer, bundle : bundle + 1], heard)
 
 
 @compiled(placed=True)
 def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
     inputs, weights, work = at(places), at(known), at(room)
-    index, (blocks, width, n_features) = inputs.species, work.invariants.shape
+    index, (blocks, width, _) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
         for n in range(atoms[0], atoms[1]):
             look(n, inputs, weights, work)
-            copy(weights.start[0, index[n]], work.said[0, n])
+            start = weights.start[0, index[n]]
             for bundle in range(len(work.along)):
+                copy(start[bundle * WIDTH : (bundle + 1) * WIDTH], work.said[0, bundle, n])
                 clear(work.along[bundle, n])
         approach(atoms, inputs, weights, work)
     elif stage % 2 == 1:
-        first, last = tasks_of(block, blocks, n_features // WIDTH)
+        first, last = tasks_of(block, blocks, work)
         for task in range(first, last):
             _hear(stage // 2, task, weights, work)
     else:
@@ -262,7 +263,7 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
     """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
     inputs, weights, work = at(places), at(known), at(room)
-    n_layers, (blocks, width, n_features) = len(weights.speak), work.invariants.shape
+    n_layers, (blocks, width, _) = len(weights.speak), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     way = stage - 2 * n_layers
     layer = n_layers - (way + 1) // 2
@@ -272,7 +273,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
         for n in range(atoms[0], atoms[1]):
             push(n, inputs.reverse, work)
     elif way % 2 == 1:
-        first, last = tasks_of(block, blocks, n_features // WIDTH)
+        first, last = tasks_of(block, blocks, work)
         for task in range(first, last):
             if layer > 0:
                 _hear_back(layer, task, weights, work)

@@ -20,8 +20,6 @@ from mdlearn.potentials.kernels.sphere import FASTMATH
 
 ROWS = 5
 """Coefficients that meet at one point."""
-SHARES = 4
-"""Of the atoms: their pairs are worked on side by side, and each share has sums of its own."""
 
 
 @compiled(fastmath=FASTMATH, inner=True)
@@ -139,7 +137,7 @@ def filtered(table: Array, place: int, blend: Array, first: int) -> Lanes:
 
 
 @compiled(inner=True)
-def tasks_of(block: int, blocks: int, bundles: int) -> tuple[int, int]:
+def tasks_of(block: int, blocks: int, work: Any) -> tuple[int, int]:
     """The first task that comes with a block of atoms, and the one after its last.
 
     A task has the pairs of a share of the atoms, in one bundle of features. Every pair is worked on
@@ -147,21 +145,22 @@ def tasks_of(block: int, blocks: int, bundles: int) -> tuple[int, int]:
     atoms are given by many, and there are not sums of threads but of shares, which are the same
     however many threads there are.
     """
-    tasks = SHARES * bundles
+    tasks = work.shares.shape[0] * work.shares.shape[1]
     return -(-block * tasks // blocks), -(-(block + 1) * tasks // blocks)
 
 
 @compiled(inner=True)
-def share_of(task: int, n_atoms: int) -> tuple[int, int, int, int]:
+def share_of(task: int, work: Any) -> tuple[int, int, int, int]:
     """The bundle of a task, its share, the first atom of that and the one after the last."""
-    bundle, share = task // SHARES, task % SHARES
-    return bundle, share, share * n_atoms // SHARES, (share + 1) * n_atoms // SHARES
+    n_atoms, shares = len(work.own), len(work.shares)
+    bundle, share = task // shares, task % shares
+    return bundle, share, share * n_atoms // shares, (share + 1) * n_atoms // shares
 
 
 @compiled(inner=True)
 def begin_sums(task: int, layer: int, work: Any) -> None:
     """Clears the sums of a task; of the atoms that its share reaches, which are few in a batch."""
-    bundle, share, first, last = share_of(task, len(work.own))
+    bundle, share, first, last = share_of(task, work)
     reached = work.reached[share]
     if layer == 0:  # all tasks of a share write the same
         low, high = len(work.own), 0
@@ -191,7 +190,7 @@ def add_shares(work: Any, first: int, out: Array) -> None:
         for bundle in range(bundles):
             for word in range(words):
                 sums = nothing
-                for share in range(SHARES):
+                for share in range(len(shares)):
                     if reached[share, 0] <= n < reached[share, 1]:
                         sums = sums + load(shares[share, bundle, n], word * WIDTH)
                 store(row, (word * bundles + bundle) * WIDTH, sums)
