@@ -121,9 +121,10 @@ def test_estimate_counts_what_is_kept(frames: list[Frame]) -> None:
 @pytest.mark.parametrize(
     "name", ["equivariant", "schnet", "painn", "lennard-jones", "equivariant+zbl"]
 )
-def test_room_for_a_frozen_evaluation_is_known_before(name: str) -> None:
+@pytest.mark.parametrize("times", [2, 4, 6])
+def test_room_for_a_frozen_evaluation_is_known_before(name: str, times: int) -> None:
     """Exactly where arrays belong to atoms and slots; rows may be shorter than they could be."""
-    frozen, system = freeze(random_potential(name)), to_system(crystal().repeat((2, 2, 2)))
+    frozen, system = freeze(random_potential(name)), to_system(crystal().repeat(times))
     assert isinstance(frozen, Frozen)
     neighbors = build(system, frozen.cutoff, 0.5)
     evaluate(frozen, system, neighbors)

@@ -28,6 +28,9 @@ COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time, at most."""
 
+MANY_ATOMS = 32 * BLOCK
+"""From which on the room for atoms is the same for each of them."""
+
 
 class Loops(NamedTuple):
     """What is compiled for networks of one kind."""
@@ -186,12 +189,16 @@ class FrozenNetwork(Frozen):
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
-        sizes: list[int] = []
-        for blocks in (1, 2):
-            *shared, _ = self.room(self.weights, blocks * BLOCK, capacity)
-            sizes.append(sum(each.nbytes for each in shared))
-        one, two = sizes  # and what does not grow is in both
-        return one + (-(-n_atoms // BLOCK) - 1) * (two - one)
+
+        def size(n_atoms: int) -> int:
+            *shared, _ = self.room(self.weights, n_atoms, capacity)
+            return sum(each.nbytes for each in shared)
+
+        if n_atoms <= MANY_ATOMS:
+            return size(n_atoms)
+        least, step = size(MANY_ATOMS), 2 * BLOCK  # blocks are even in number
+        growth = size(MANY_ATOMS + step) - least
+        return least + -(-(n_atoms - MANY_ATOMS) // step) * growth
 
 
 def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mdlearn.lanes import WIDTH, zeros
-from mdlearn.potentials.frozen_network import BLOCK
+from mdlearn.potentials.frozen_network import BLOCK, MANY_ATOMS
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.spline import ROWS, blend_once
 
@@ -97,7 +97,7 @@ def shares_of(n_atoms: int) -> int:
     Each share has sums of its own, which all are cleared and added up: few are less work, and many
     are work for more threads. This may not depend on how many there are, or sums would.
     """
-    return 1 if n_atoms <= BLOCK else 2 if n_atoms < 512 else 4
+    return 1 if n_atoms <= BLOCK else 2 if n_atoms < MANY_ATOMS else 4
 
 
 def pair_room(n_atoms: int, capacity: int, dtype: Any) -> dict[str, Array]:
