@@ -27,7 +27,6 @@ from mdlearn.system import Evaluation, System
 COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time, at most."""
-
 MANY_ATOMS = 32 * BLOCK
 """From which on the room for atoms is the same for each of them."""
 
