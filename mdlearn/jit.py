@@ -5,20 +5,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import llvmlite.binding
 import numba
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from scipy.linalg import cython_blas
@@ -28,9 +28,43 @@ llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
-Value = TypeVar("Value", bound=tuple[Any, ...])
 COMPILER_ERRORS = (NumbaError, RuntimeError)
 """Where a function cannot be compiled; the second is of LLVM."""
+
+
+class _Part(JITCodeLibrary):
+    """Code that only ever becomes a part of other code: it is neither optimized nor runs by itself.
+
+    It has neither an address nor, in memory, an environment of Python objects.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
+        self._verify_declare_only_symbols()  # type: ignore[no-untyped-call]
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: object) -> None:
+        pass
+
+
+class PartCompiler(Compiler):
+    """Of inner functions."""
+
+    def define_pipelines(self) -> Any:
+        """See Numba."""
+        state, library = self.state, cast(Any, _Part)
+        state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()  # type: ignore[no-untyped-call]
 
 
 def compiled(
@@ -40,7 +74,6 @@ def compiled(
     error_model: Literal["python", "numpy"] = "python",
     keep: bool = True,
     inner: bool = False,
-    merge: bool = False,
     placed: bool = False,
 ) -> Callable[[Function], Function]:
     """A decorator: the function is compiled when it is first called with arguments of some types.
@@ -55,13 +88,11 @@ def compiled(
         error_model: `python` raises where a number is divided by zero, `numpy` does not.
         keep: on disk; not what is made from other functions.
         inner: only called by compiled functions, and made a part of each of them, which are kept;
-            so it is nothing to its bits in which process it was compiled. What is called by name is
-            linked to code of that name: where it has just been compiled, to its own, and where its
-            caller was loaded from disk, to what was optimized once more along with that. Of what
-            has no `fastmath` these give the same bits.
-        merge: with the function that calls it, and with its options for `fastmath`. A caller is
-            compiled together with all that it calls, once more after that was compiled by itself:
-            what has a single caller need not be.
+            so it is nothing to its bits in which process it was compiled. It is optimized where it
+            has become a part only: to do so before as well took a quarter of the time of compiling.
+            What else is called by name is linked to code of that name: where it has just been
+            compiled, to its own, and where its caller was loaded from disk, to what was optimized
+            once more along with that. Of what has no `fastmath` these give the same bits.
         placed: only called by its place in memory (`place_of`, `call`), not by Python.
     """
     permitted = set(fastmath) or False
@@ -73,17 +104,17 @@ def compiled(
                 fastmath=permitted,
                 nogil=nogil,
                 error_model=error_model,
-                inline="always" if merge else "never",
                 forceinline=inner,
-                no_cpython_wrapper=inner or merge or placed,
+                no_cpython_wrapper=inner or placed,
                 no_cfunc_wrapper=True,
+                pipeline_class=PartCompiler if inner else Compiler,
             )
             return options(function)
 
         given = config.CACHE_DIR
         config.CACHE_DIR = given or str(_folder())
         try:
-            dispatcher: Function = make(keep and not (inner or merge))
+            dispatcher: Function = make(keep and not inner)
         except RuntimeError:  # there is no place for a cache
             dispatcher = make(False)
         finally:
@@ -98,7 +129,7 @@ def place_of(function: Any, *arguments: Any) -> int:
 
     Args:
         function: the function.
-        arguments: or, of what it is given as words in memory, its `kind_of`.
+        arguments: or their types: of what it is given in memory, `words.kind_of`.
     """
     kinds = [each if isinstance(each, types.Type) else numba.typeof(each) for each in arguments]
     signature = tuple(kinds)
@@ -118,7 +149,7 @@ def call(typing: Any, place: Any, arguments: Any) -> Any:
     """Calls a function at a place in memory, which returns nothing, with the parts of a tuple.
 
     Called by its name it would be compiled once more, together with its caller. Where the function
-    takes words in memory (`at`), it is given their address.
+    takes a tuple in memory (`words`), it is given the address.
     """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -147,74 +178,6 @@ def _call(context: Any, builder: Any, returned: Any, kinds: tuple[Any, ...], giv
     with cgutils.if_unlikely(builder, status.is_error):
         context.call_conv.return_status_propagate(builder, status)
     return value
-
-
-def kind_of(value: object) -> Any:
-    """The type by which a compiled function takes the words of such a value; see `at`."""
-    return types.CPointer(numba.typeof(value))
-
-
-class Words(Generic[Value]):
-    """A value as compiled functions have it in memory, in words of eight bytes, to be read by `at`.
-
-    It is to be of the type that they were compiled for: nobody looks.
-    """
-
-    def __init__(self, value: Value) -> None:
-        """Writes down a tuple of arrays, integers, floats, and such tuples."""
-        self.value = value  # which keeps its arrays
-        self.words = np.array(_words_of(value), np.int64)
-        self.address: int = self.words.ctypes.data
-
-    def renew(self, value: Value, count: int) -> None:
-        """Writes down a tuple again, of which only the first few parts are not as they were.
-
-        These are arrays; shapes are as they were.
-        """
-        self.value, start = value, 0
-        for array in value[:count]:
-            self.words[start + 4] = array.ctypes.data
-            start += 5 + 2 * array.ndim
-
-
-def _words_of(value: object) -> list[int]:
-    if isinstance(value, np.ndarray):
-        start = value.__array_interface__["data"][0]
-        return [0, 0, value.size, value.itemsize, start, *value.shape, *value.strides]
-    if isinstance(value, tuple):
-        return [word for part in value for word in _words_of(part)]
-    if isinstance(value, float):
-        (word,) = struct.unpack("q", struct.pack("d", value))
-        return [word]
-    assert isinstance(value, int)
-    assert not isinstance(value, bool)  # which has one byte
-    return [value]
-
-
-@instruction
-def at(typing: Any, address: Any) -> Any:
-    """The value whose words stand at an address of its `kind_of`.
-
-    So a function is given large tuples in a single number, and who calls it need not know of what
-    types they are. Arrays there have no owner: to count who uses them would cost more than to look.
-    """
-    kind = address.dtype
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        packer = context.get_arg_packer([kind])
-        word, parts = ir.IntType(64), []
-        first = builder.bitcast(given[0], word.as_pointer())
-        forms = zip(packer.argument_types, _owners(kind), strict=True)
-        for index, (form, owner) in enumerate(forms):
-            if owner:
-                parts.append(ir.Constant(form, None))
-                continue
-            place = builder.gep(first, [ir.Constant(word, index)])
-            parts.append(builder.load(builder.bitcast(place, form.as_pointer())))
-        (value,) = packer.from_arguments(builder, parts)
-        return value
-
-    return kind(address), generate
 
 
 @instruction
@@ -268,16 +231,6 @@ def on_stack(typing: Any, count: Any, like: Any) -> Any:
         return array._getvalue()
 
     return kind(count, like), generate
-
-
-def _owners(kind: Any) -> list[bool]:
-    """Of the words of a value of some type, which name the owner of an array."""
-    if isinstance(kind, types.Array):
-        return [True, True] + [False] * (3 + 2 * kind.ndim)
-    if isinstance(kind, types.BaseTuple):
-        parts: Any = kind
-        return [each for part in parts for each in _owners(part)]
-    return [False]
 
 
 class Helper:
@@ -338,7 +291,7 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    names = "jit lanes matrices meeting search neighbors guards momenta chain"
+    names = "jit words lanes matrices meeting search neighbors guards momenta chain"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]

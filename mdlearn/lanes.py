@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import models, overload, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import lower_builtin, models, register_model
 from numpy.typing import DTypeLike, NDArray
 
 from mdlearn.jit import instruction
@@ -238,22 +239,22 @@ def power_of_two(typing: Any, x: Any) -> Any:
 def _operate(operation: Callable[..., Any], name: str) -> None:
     """Lets an operation of Python act on lanes and lanes, or on lanes and a number."""
 
-    @instruction
-    def lanewise(typing: Any, x: Any, y: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            return getattr(builder, name)(*given, flags=PERMITTED)
+    @infer_global(operation)
+    class Lanewise(AbstractTemplate):
+        def generic(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            lanes = next((each for each in given if isinstance(each, LanesType)), None)
+            if lanes is None:
+                return None
+            kinds = [each if each == lanes else lanes.dtype for each in given]
+            return signature(lanes, *kinds)
 
-        return x(x, y), generate
+    def generate(context: Any, builder: Any, types_: Any, given: Any) -> Any:
+        lanes, kinds = types_.return_type, zip(types_.args, given, strict=True)
+        x, y = [v if kind == lanes else splat(builder, v, lanes.count) for kind, v in kinds]
+        return getattr(builder, name)(x, y, flags=PERMITTED)
 
-    @overload(operation, strict=False)
-    def _(x: Any, y: Any) -> Any:
-        if isinstance(x, LanesType) and isinstance(y, LanesType):
-            return lambda x, y: lanewise(x, y)
-        if isinstance(x, LanesType):
-            return lambda x, y: lanewise(x, alike(y, x))
-        if isinstance(y, LanesType):
-            return lambda x, y: lanewise(alike(x, y), y)
-        return None
+    for kinds in ((LanesType, LanesType), (LanesType, types.Float), (types.Float, LanesType)):
+        lower_builtin(operation, *kinds)(generate)
 
 
 _operate(operator.add, "fadd")

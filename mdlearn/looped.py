@@ -21,6 +21,7 @@ from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.kernels import thermostats
 from mdlearn.potentials.kernels.motion import Motion
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.words import kind_of
 
 if TYPE_CHECKING:
     from mdlearn.simulate import Dynamics, Lists
@@ -105,7 +106,8 @@ class LoopedSteps:
         )
         if splitting.thermostat and self.place == 0:
             half = THERMOSTATS[splitting.thermostat]
-            self.place = place_of(half, 0, 0, potential.look(system, neighbors).value, motion)
+            inputs = potential.look(system, neighbors).value
+            self.place = place_of(half, 0, 0, kind_of(inputs), kind_of(motion))
             motion = motion._replace(thermostat=self.place)
         evaluation = potential.move(system, neighbors, motion)
         done = int(motion.done[0])

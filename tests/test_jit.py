@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import pytest
 from checks import random_potential
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_blas
 
 import mdlearn
-from mdlearn.jit import Words, at, call, compiled, kind_of, place_of
+from mdlearn.jit import call, compiled, place_of
 from mdlearn.potentials.kernels import learning
 from mdlearn.potentials.learning import loops_of
+from mdlearn.words import Words, kind_of
 
 CODE = """
 from mdlearn.potentials.kernels.atoms import total
@@ -150,7 +152,7 @@ def test_what_compiled_functions_call_becomes_part_of_them() -> None:
                 called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
                 if called in known and called != name:
                     calls += 1
-                    is_part = bool(known[called][1] & {"inner", "merge"})
+                    is_part = bool(known[called][1] & {"inner"})
                     assert is_part or is_exact(called, known), f"{path}: {name} calls {called}"
     assert calls > 50
 
@@ -160,37 +162,77 @@ def test_inner_functions_become_part_of_their_callers() -> None:
     assert dispatcher.targetoptions["forceinline"] is True
 
 
+class Few(NamedTuple):
+    """A part of what a function is given in memory."""
+
+    count: int
+    weights: NDArray[Any]
+
+
 class Several(NamedTuple):
-    """What a function may be given in words."""
+    """What a function is given in memory."""
 
     rows: NDArray[Any]
+    sums: NDArray[Any]
     factor: float
     parts: tuple[NDArray[Any], int]
+    few: Few
+
+
+@compiled(inner=True)
+def _weigh(few: Few, sums: NDArray[Any]) -> None:
+    for n in range(few.count):
+        sums[n] *= few.weights[n]
 
 
 @compiled(placed=True)
-def _read(address: Any, out: Any) -> None:
-    value, sums = at(address), at(out)
+def _read(value: Several) -> None:
+    sums = value.sums
     for n in range(value.rows.shape[0]):
         for k in range(value.rows.shape[1]):
             sums[n] += value.factor * value.rows[n, k]
     sums[0] += value.parts[1] * value.parts[0][1, 0, 1]
+    _weigh(value.few, sums)
 
 
 @compiled()
-def _tell(place: int, value: int, out: int) -> None:
-    call(place, (value, out))
+def _tell(place: int, value: int) -> None:
+    call(place, (value,))
 
 
 def test_functions_read_what_is_written_down_as_words() -> None:
-    rows = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    value = Several(rows, -0.5, (np.arange(8, dtype=np.float32).reshape(2, 2, 2), -3))
-    sums = np.zeros(2)
-    place = place_of(_read, kind_of(value), kind_of(sums))
-    words, out = Words(value), Words((sums,))
-    _tell(place, words.address, out.address)
-    assert sums.tolist() == [-0.5 * 3.0 - 3 * 5.0, -0.5 * 12.0]
+    rows, sums = np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.zeros(2)
+    parts = (np.arange(8, dtype=np.float32).reshape(2, 2, 2), -3)
+    value = Several(rows, sums, -0.5, parts, Few(2, np.array([2.0, 3.0])))
+    words = Words(value)
+    place = place_of(_read, kind_of(value))
+    _tell(place, words.address)
+    assert sums.tolist() == [2.0 * (-0.5 * 3.0 - 3 * 5.0), 3.0 * (-0.5 * 12.0)]
     words.renew(value._replace(rows=2.0 * rows), 1)
     sums[:] = 0.0
-    _tell(place, words.address, out.address)
-    assert sums.tolist() == [-0.5 * 6.0 - 3 * 5.0, -0.5 * 24.0]
+    _tell(place, words.address)
+    assert sums.tolist() == [2.0 * (-0.5 * 6.0 - 3 * 5.0), 3.0 * (-0.5 * 24.0)]
+
+
+def test_a_tuple_in_memory_has_only_the_parts_it_is_made_of() -> None:
+    @compiled(placed=True, keep=False)
+    def read(value: Any) -> None:
+        value.weights[0] = value.missing
+
+    kind = kind_of(Few(2, np.zeros(2)))
+    with pytest.raises(numba.core.errors.TypingError, match="Unknown attribute 'missing'"):
+        place_of(read, kind)
+
+
+def test_parts_are_not_made_machine_code_of_themselves() -> None:
+    sums = np.array([1.0, 1.0])
+    few = Words(Few(2, np.array([2.0, 3.0])))
+    place = place_of(_use, kind_of(few.value), sums)
+    assert place != 0
+    (made,) = _weigh.overloads.values()  # type: ignore[attr-defined]
+    assert made.library.get_pointer_to_function(made.fndesc.llvm_func_name) == 0
+
+
+@compiled(placed=True, keep=False)
+def _use(few: Few, sums: NDArray[Any]) -> None:
+    _weigh(few, sums)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import Helper, Words, kind_of, place_of
+from mdlearn.jit import Helper, place_of
 from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.matrices import packed
 from mdlearn.meeting import Meeting, give_up, meeting_of
@@ -23,6 +23,7 @@ from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
+from mdlearn.words import Words, kind_of
 
 COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16

@@ -89,7 +89,7 @@ def envelope(u: float) -> tuple[float, float]:
     return cut, u5 * (-168.0 + u * (336.0 - 168.0 * u))
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def read(block: int, index: Array, weights: Any, work: Any) -> None:
     """The energies of the atoms of a block; their invariants become the adjoints of these."""
     _, width, _ = work.invariants.shape

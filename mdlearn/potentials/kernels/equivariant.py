@@ -9,11 +9,11 @@ every time, whatever the number of threads. Letters of axes are those of `layout
 
 from __future__ import annotations
 
-from mdlearn.jit import at, compiled
+from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, load, store
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.layout import BUNDLE, LANES, Weights, Workspace
 from mdlearn.potentials.kernels.neighborhood import (
     expand,
@@ -51,7 +51,7 @@ def _flat(functions: Array) -> Array:
     return functions.reshape(HARMONICS, -1)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _forward(
     layer: int, block: int, index: Array, j: Array, weights: Weights, work: Workspace
 ) -> None:
@@ -94,7 +94,7 @@ def _forward(
         _speak(layer, block, index, weights, work)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspace) -> None:
     """What the atoms of a block say, from their functions and their invariants."""
     _, _, _, width, n = work.product.shape
@@ -129,7 +129,7 @@ def _speak(layer: int, block: int, index: Array, weights: Weights, work: Workspa
                     spoken[c] += said[first + c]
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _backward(
     layer: int,
     block: int,
@@ -200,7 +200,7 @@ def _backward(
                             heard[c] = told_row[part * LANES + c]
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak_back(
     layer: int,
     block: int,
@@ -238,9 +238,8 @@ def _speak_back(
 
 
 @compiled(placed=True)
-def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage on the way to energies, of I; see `sweep`."""
-    inputs, weights, work = at(places), at(known), at(room)
     index, j = inputs.species, inputs.j
     n_layers, width = work.product.shape[0], work.product.shape[3]
     if stage == 0:
@@ -253,9 +252,8 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 
 
 @compiled(placed=True)
-def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage from there to forces, of I + 1."""
-    inputs, weights, work = at(places), at(known), at(room)
     index, j, seen = inputs.species, inputs.j, work.seen[block]
     n_layers, width = work.product.shape[0], work.product.shape[3]
     atoms = (block * width, min((block + 1) * width, len(index)))

@@ -141,7 +141,7 @@ def _columns(n: int, dtype: np.dtype[Any]) -> Array:
     return np.zeros((HARMONICS, n + -n % WIDTH), dtype)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _forward(
     layer: int, atoms: tuple[int, int], index: Array, j: Array, weights: Weights, work: Pass
 ) -> None:
@@ -185,7 +185,7 @@ def _forward(
         _speak(layer, atoms, index, weights, work)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
     """What some atoms say, from their functions and their invariants."""
     first, after = atoms
@@ -218,7 +218,7 @@ def _speak(layer: int, atoms: tuple[int, int], index: Array, weights: Weights, w
                     spoken[c] += said[start + c]
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _read(atoms: tuple[int, int], index: Array, weights: Weights, work: Pass) -> None:
     """The energies of some atoms, and the adjoints of their invariants."""
     first, after = atoms
@@ -256,7 +256,7 @@ def _turn_back(adjoint: Array, factors: Array, given: Array, to_factors: Array) 
         given[c] = adjoint[c] * factors[c]
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _backward(
     layer: int,
     atoms: tuple[int, int],
@@ -323,7 +323,7 @@ def _backward(
                         heard[c] = told[atom - first, part * LANES + c]
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak_back(
     layer: int, atoms: tuple[int, int], said: Array, weights: Weights, work: Pass
 ) -> None:

@@ -117,7 +117,7 @@ def _add_by_degree(
             add_product_turned(weighted[: after - first], adjoint[m, first:after], out)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _add_of_head(
     atoms: tuple[int, int],
     factors: Array,

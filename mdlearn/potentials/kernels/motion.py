@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdlearn.jit import at, call, compiled
+from mdlearn.jit import call, compiled
 from mdlearn.meeting import Meeting, meet
 from mdlearn.neighbors import furthest
 from mdlearn.potentials.kernels.atoms import Inputs
@@ -156,14 +156,19 @@ def rest() -> Motion:
 
 @compiled(placed=True)
 def depart(
-    step: int, blocks: tuple[int, int], places: int, results: int, moves: int, meeting: Meeting
+    step: int,
+    blocks: tuple[int, int],
+    inputs: Inputs,
+    found: Found,
+    motion: Motion,
+    meeting: Meeting,
 ) -> bool:
     """What comes before the forces of a step: B A, or B A O A; after half of a thermostat.
 
     Returns:
         Whether to go on: all atoms are where their list is good.
     """
-    inputs, motion, width = at(places), at(moves), at(results).width
+    width = found.width
     atoms = (blocks[0] * width, min(blocks[1] * width, len(inputs.system)))
     positions, momenta, remember, dt = inputs.positions, motion.momenta, motion.remember, motion.dt
     forget = math.sqrt(1.0 - remember * remember)
@@ -213,7 +218,7 @@ def depart(
     return False
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _measure(inputs: Inputs, motion: Motion) -> None:
     """How far atoms have moved, and whether any has left its list."""
     reference, cells, inverse, wear = motion.listed
@@ -227,14 +232,18 @@ def _measure(inputs: Inputs, motion: Motion) -> None:
 
 @compiled(placed=True)
 def arrive(
-    step: int, blocks: tuple[int, int], places: int, results: int, moves: int, meeting: Meeting
+    step: int,
+    blocks: tuple[int, int],
+    inputs: Inputs,
+    found: Found,
+    motion: Motion,
+    meeting: Meeting,
 ) -> bool:
     """What comes after the forces of a step: B, a thermostat, and a look at the guards.
 
     Returns:
         Whether there may be another step on these lists.
     """
-    inputs, found, motion = at(places), at(results), at(moves)
     width = found.width
     for n in range(blocks[0] * width, min(blocks[1] * width, len(inputs.system))):
         for axis in range(3):
@@ -250,7 +259,7 @@ def arrive(
     return meet(meeting) and motion.done[1] == 0
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _account(inputs: Inputs, motion: Motion, found: Found) -> None:
     """Energies of systems after a step, and what guards make of it."""
     for s in range(len(inputs.cell)):

@@ -6,11 +6,11 @@ stands here, and what pairs do in `painn_pairs`; stages of one and of the other 
 
 from __future__ import annotations
 
-from mdlearn.jit import at, compiled
+from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, root, store
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
 from mdlearn.potentials.kernels.painn_pairs import bend, hear, hear_back, point
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
@@ -40,7 +40,7 @@ def _activate(values: Array, start: Array, index: Array, rises: Array, alone: fl
             store(slopes, here, rise)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _forward(
     layer: int,
     block: int,
@@ -89,7 +89,7 @@ def _forward(
         _speak(layer + 1, block, members, atoms[0], weights, work)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _measure(mixed: Array, softness: float, n: int, lengths: Array, products: Array) -> None:
     """Soft lengths of V v, and U v · V v, from rows (3 W 2F,) of U v and V v."""
     size = lengths.size
@@ -107,7 +107,7 @@ def _measure(mixed: Array, softness: float, n: int, lengths: Array, products: Ar
             store(product, place * n + lane, dot)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak(
     layer: int, block: int, members: Array, first: int, weights: Weights, work: Workspace
 ) -> None:
@@ -133,7 +133,7 @@ def _speak(
                 store(said, (2 + axis) * WIDTH, loud * vector)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _update_back(
     layer: int, block: int, atoms: tuple[int, int], weights: Weights, work: Workspace
 ) -> None:
@@ -179,7 +179,7 @@ def _update_back(
                 store(heard, (1 + axis) * WIDTH, load(turning[axis * width + place], lane))
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _mix_back(
     mixed: Array,
     gates: Array,
@@ -209,7 +209,7 @@ def _mix_back(
             store(out, there + n, to_product * one + shrink * other)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what the atoms of a block said (W, 5F) to scalars and vectors."""
     change, turning = work.invariants[block], work.turning[block]
@@ -232,9 +232,8 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
 
 
 @compiled(placed=True)
-def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
-    inputs, weights, work = at(places), at(known), at(room)
     index, (blocks, width, n) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
@@ -258,9 +257,8 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 
 
 @compiled(placed=True)
-def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
-    inputs, weights, work = at(places), at(known), at(room)
     n_layers, (blocks, width, _) = len(weights.own), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     way = stage - 2 * n_layers

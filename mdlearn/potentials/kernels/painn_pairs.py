@@ -14,7 +14,7 @@ from mdlearn.potentials.kernels.pair import push_pair
 from mdlearn.potentials.kernels.spline import ROWS, begin_sums, filtered, share_of
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """Sums over pairs, for the scalars and the vectors that both atoms of each hear.
 
@@ -61,7 +61,7 @@ def hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
         store(heard, here + 3 * WIDTH, load(heard, here + 3 * WIDTH) + z)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """From what the atoms of pairs heard to adjoints of what they said, and derivatives by pairs.
 
@@ -75,7 +75,7 @@ def hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     _vectors_back(layer, task, weights, work)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _scalars_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W s·a, see `hear_back`."""
     bundle, share, first, last = share_of(task, work)
@@ -96,7 +96,7 @@ def _scalars_back(layer: int, task: int, weights: Weights, work: Workspace) -> N
         store(to_said, own, load(to_said, own) + to_a)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _lines_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W' (u·x) b, see `hear_back`."""
     bundle, share, first, last = share_of(task, work)
@@ -128,7 +128,7 @@ def _lines_back(layer: int, task: int, weights: Weights, work: Workspace) -> Non
         store(to_said, own, load(to_said, own) + to_b)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _vectors_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """W" x·v, see `hear_back`."""
     bundle, share, first, last = share_of(task, work)
@@ -161,7 +161,7 @@ def _vectors_back(layer: int, task: int, weights: Weights, work: Workspace) -> N
         store(to_said, own + 2 * WIDTH, load(to_said, own + 2 * WIDTH) + to_u)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def bend(task: int, weights: Weights, work: Workspace) -> None:
     """The derivatives by pairs in the first layer, where nobody has vectors to say."""
     bundle, _, first, last = share_of(task, work)
@@ -188,7 +188,7 @@ def bend(task: int, weights: Weights, work: Workspace) -> None:
             bent[k, 3] += total(passes * z)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def point(atoms: tuple[int, int], work: Workspace) -> None:
     """From derivatives by distances and directions to those by pair vectors."""
     bent = work.bent

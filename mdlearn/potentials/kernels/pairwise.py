@@ -172,7 +172,7 @@ def zbl(d: float, parameters: Array) -> tuple[float, float]:
     return v, -(v + strength * falls) / x * rise * scale
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _gather(near: Array, here: int, points: Array, cutoff: float, vectors: Array) -> int:
     """Vectors (3, K) to the neighbors within the cutoff; how many, filled up to whole bundles."""
     x, y, z = points[here, 0], points[here, 1], points[here, 2]

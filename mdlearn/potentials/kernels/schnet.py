@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.jit import at, compiled
+from mdlearn.jit import compiled
 from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
-from mdlearn.potentials.kernels.atoms import look, push, read
+from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import (
     ROWS,
@@ -129,7 +129,7 @@ class Workspace(NamedTuple):
     scratch: Scratch
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """Sums over pairs, W(r) said[j] and W(r) said[n], for what the atoms n and j of each hear."""
     bundle, share, first, last = share_of(task, work)
@@ -148,7 +148,7 @@ def _hear(layer: int, task: int, weights: Weights, work: Workspace) -> None:
         store(heard, n * WIDTH, load(heard, n * WIDTH) + sums)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None:
     """The same for adjoints, and the derivative of the energy by distances of pairs."""
     bundle, share, first, last = share_of(task, work)
@@ -172,7 +172,7 @@ def _hear_back(layer: int, task: int, weights: Weights, work: Workspace) -> None
         store(to_said, n * WIDTH, load(to_said, n * WIDTH) + sums)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _stretch(task: int, weights: Weights, work: Workspace) -> None:
     """Nothing but that derivative, in the first layer: what was said there does not change."""
     bundle, _, first, last = share_of(task, work)
@@ -188,7 +188,7 @@ def _stretch(task: int, weights: Weights, work: Workspace) -> None:
             along[k] += total(filtered(table, places[k], blends[k], ROWS) * both)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _forward(
     layer: int,
     block: int,
@@ -225,7 +225,7 @@ def _forward(
                 add(start[bundle * WIDTH : (bundle + 1) * WIDTH], said[place])
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> None:
     """From the adjoint of what has changed in a block to that of what was heard."""
     change = work.invariants[block]
@@ -238,9 +238,8 @@ def _listen_back(layer: int, block: int, weights: Weights, work: Workspace) -> N
 
 
 @compiled(placed=True)
-def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
-    inputs, weights, work = at(places), at(known), at(room)
     index, (blocks, width, _) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
@@ -260,9 +259,8 @@ def forward(stage: int, block: int, places: int, known: int, room: int) -> None:
 
 
 @compiled(placed=True)
-def backward(stage: int, block: int, places: int, known: int, room: int) -> None:
+def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
     """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
-    inputs, weights, work = at(places), at(known), at(room)
     n_layers, (blocks, width, _) = len(weights.speak), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
     way = stage - 2 * n_layers
@@ -289,7 +287,7 @@ def backward(stage: int, block: int, places: int, known: int, room: int) -> None
         _listen_back(layer - 1, block, weights, work)
 
 
-@compiled(merge=True)
+@compiled(inner=True)
 def _point(atoms: tuple[int, int], work: Workspace) -> None:
     """Adds derivatives by distances to those by pair vectors."""
     for n in range(atoms[0], atoms[1]):

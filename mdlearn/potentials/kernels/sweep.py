@@ -2,8 +2,8 @@
 
 The way to energies and the way back are two functions, so that two processes can compile them at
 the same time, and so is what comes before and after them in a step. They are called by their place
-in memory, and what they work with is words in memory to their caller: so that is compiled once for
-all networks, and what moves atoms only where atoms move.
+in memory, and given what they work with by its place (`words`): so that is compiled once for all
+networks, and what moves atoms only where atoms move.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def sweep(
         turn: the stage that belongs to both ways.
         places: of the network's `forward` and `backward`, and of `motion.depart` and
             `motion.arrive`, see `jit.place_of`.
-        known: addresses of the words of inputs, weights and workspace, of what is found, and of
-            the motion, see `jit.at`.
+        known: addresses of inputs, weights and workspace, of what is found, and of the motion,
+            see `words`.
         steps: of that motion; zero to evaluate only.
         meeting: of the threads that share blocks, after each stage.
     """
