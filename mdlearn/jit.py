@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
@@ -28,6 +29,8 @@ llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
+MOMENT = 0.005
+"""Seconds between looks at what another process has done."""
 COMPILER_ERRORS = (NumbaError, RuntimeError)
 """Where a function cannot be compiled; the second is of LLVM."""
 
@@ -234,41 +237,79 @@ def on_stack(typing: Any, count: Any, like: Any) -> Any:
 
 
 class Helper:
-    """Another process that compiles a function, unless some of it is kept on disk already.
+    """Another process that compiles what it is told to, one function after another.
 
-    Whoever needs the function waits for it, and asks for the function as ever: if the process has
+    Whoever needs a function waits for it, and asks for the function as ever: if the process has
     failed, nothing is kept, and it is compiled once more.
     """
 
-    def __init__(self, function: Any, processors: int, action: str, *arguments: str) -> None:
-        """Starts it.
+    def __init__(self, action: str) -> None:
+        """Starts nothing yet.
+
+        Args:
+            action: the name, with the module, of what calls `serve` there.
+        """
+        self.action = action
+        self.process: subprocess.Popen[str] | None = None
+        self.told: set[object] = set()
+
+    def tell(self, function: Any, *words: str) -> None:
+        """Has a function compiled, unless some of it is kept on disk already, or told before.
 
         Args:
             function: the function.
-            processors: that there are; for one it is not worth it.
-            action: the name of what compiles it, with the module,
-            arguments: and what that is given.
+            words: without spaces, of which `serve` makes something.
         """
-        self.process: subprocess.Popen[bytes] | None = None
-        folder, source = function.stats.cache_path, function.py_func
-        name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbi"
-        kept = folder is None or any(Path(folder).glob(name))
         # No interpreter where Python is a part of a program.
-        if kept or processors == 1 or not sys.executable:
+        if function in self.told or _is_kept(function) or _processors() == 1 or not sys.executable:
             return
-        module, verb = action.rsplit(".", 1)
-        command = [sys.executable, "-c", f"from {module} import {verb}; {verb}(*{arguments})"]
-        nowhere = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        if self.process is None:
+            module, verb = self.action.rsplit(".", 1)
+            command = [sys.executable, "-c", f"from {module} import {verb}; {verb}()"]
+            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=nowhere, stderr=nowhere, text=True
+            )
+        assert self.process.stdin is not None
+        self.told.add(function)
+        with suppress(BrokenPipeError):  # it has failed
+            self.process.stdin.write(" ".join(words) + "\n")
+            self.process.stdin.flush()
 
-    def is_busy(self) -> bool:
-        """Whether to wait for it would take time."""
-        return self.process is not None and self.process.poll() is None
+    def is_at(self, function: Any) -> bool:
+        """Whether to wait for a function would take time."""
+        if self.process is None or function not in self.told or _is_kept(function):
+            return False
+        return self.process.poll() is None
 
-    def wait(self) -> None:
-        """Waits until it has done what it can."""
-        if self.process is not None:
-            self.process.wait()
+    def wait(self, function: Any) -> None:
+        """Waits until a function that it was told is kept, or will never be."""
+        while self.is_at(function):
+            time.sleep(MOMENT)
+        self.told.discard(function)
+
+
+HELPER = Helper("mdlearn.potentials.beforehand.serve")
+
+
+def serve(compile_: Callable[..., object]) -> None:
+    """Compiles what a `Helper` tells, until its process ends: `compile_` is given the words."""
+    for line in sys.stdin:
+        compile_(*line.split())
+
+
+def _is_kept(function: Any) -> bool:
+    """Whether a function is on disk, for arguments of some types; or cannot be."""
+    folder, source = function.stats.cache_path, function.py_func
+    name = f"{Path(source.__code__.co_filename).stem}.{source.__qualname__}-*.nbc"
+    return folder is None or any(Path(folder).glob(name))
+
+
+def _processors() -> int:
+    """For this process."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_blas_on_one_thread() -> None:
@@ -291,7 +332,7 @@ def _folder() -> Path:
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
     here = Path(__file__).parent
-    names = "jit words lanes matrices meeting search neighbors guards momenta chain"
+    names = "jit words lanes matrices meeting lists guards momenta chain"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
     state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]

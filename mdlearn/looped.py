@@ -67,7 +67,9 @@ class LoopedSteps:
         changing = (state.momenta, old.forces, old.energy, state.bath, state.variables)
         momenta, forces, energy, bath, variables = (_array(each).copy() for each in changing)
         noise, kT, _ = dynamics.world(state, length)
-        listed = (neighbors.reference, neighbors.reference_cell, neighbors.inverse_cell)
+        reference, cells = _array(neighbors.reference), _array(neighbors.reference_cell)
+        inverse, wear = _array(neighbors.inverse_cell), _array(neighbors.wear)
+        first, second, shift, nearest = map(_array, lists.watched)
         motion = Motion(
             steps=length,
             dt=splitting.dt,
@@ -92,9 +94,9 @@ class LoopedSteps:
             heat=np.empty(len(momenta)),
             noise=_array(noise),
             kT=np.array([each.numpy() for each in kT]),
-            listed=tuple(map(_array, (*listed, neighbors.wear))),
+            listed=(reference, cells, inverse, wear),
             reach=neighbors.reach.numpy(),
-            watched=tuple(map(_array, lists.watched)),
+            watched=(first, second, shift, nearest),
             limits=self.limits,
             conserved=_array(conserved),
             freedom=_array(state.freedom),

@@ -9,18 +9,16 @@ atom) is a gather through `reverse`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mdlearn.jit import compiled
+from mdlearn.lists import furthest
 from mdlearn.search import Rows, search, search_on_device
 from mdlearn.system import System, largest_by_system, select, split
 
@@ -245,45 +243,3 @@ def _moved_by_operations(system: System, neighbors: Neighbors) -> Tensor:
     largest = largest_by_system(distance, system).sqrt()
     closer = 0.5 * neighbors.reach * strain.square().sum((1, 2)).sqrt()
     return neighbors.wear * (largest + closer)
-
-
-@compiled()
-def furthest(
-    positions: NDArray[Any],
-    reference: NDArray[Any],
-    system: NDArray[np.int64],
-    cells: tuple[NDArray[Any], ...],
-    reach: NDArray[Any],
-    strains: NDArray[Any],
-    largest: NDArray[Any],
-) -> None:
-    """`moved_since_build` in one loop: operations would be half of a step of a small system.
-
-    Cells are those now, those of the lists, their inverse, and the wear of lists. What is found is
-    written to `largest` (n_systems,), and strains (n_systems, 3, 3) are overwritten.
-    """
-    cell, reference_cell, inverse_cell, wear = cells
-    for s in range(len(cell)):
-        largest[s] = 0.0
-        for row in range(3):
-            for axis in range(3):
-                strain = 0.0
-                for k in range(3):
-                    change = cell[s, k, axis] - reference_cell[s, k, axis]
-                    strain += inverse_cell[s, row, k] * change
-                strains[s, row, axis] = strain
-    for n in range(len(positions)):
-        x, strain = reference[n], strains[system[n]]
-        square = 0.0
-        for axis in range(3):
-            taken = x[0] * strain[0, axis] + x[1] * strain[1, axis] + x[2] * strain[2, axis]
-            square += (positions[n, axis] - x[axis] - taken) ** 2
-        if square > largest[system[n]] or math.isnan(square):
-            largest[system[n]] = square
-    for s in range(len(cell)):
-        square = 0.0
-        for row in range(3):
-            for axis in range(3):
-                square += strains[s, row, axis] ** 2
-        closer = 0.5 * reach[()] * math.sqrt(square)
-        largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)

@@ -1,12 +1,12 @@
 """Who is near whom in one system, as rows of a neighbor list: on a processor, or on a GPU.
 
-The search is vesin's. What is ours is how pairs are laid out. Both ways give the same rows, slot
-for slot, in an order that does not depend on how the search walked its cells.
+The search is vesin's. What is ours is how pairs are laid out (`lists`). Both ways give the same
+rows, slot for slot, in an order that does not depend on how the search walked its cells.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError
-from mdlearn.jit import compiled
+from mdlearn.jit import HELPER
+from mdlearn.lists import lay_out, width_of_rows
 from mdlearn.system import System
 
 LARGEST_EXTENT = 1e5
@@ -52,7 +53,8 @@ def search(system: System, index: int, reach: float, capacity: int) -> Rows:
     _check_geometry(positions, cell, pbc, index)
     pairs = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, shift = pairs.compute(positions, _complete(cell, pbc), pbc, "ijS")
-    rows = _lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
+    HELPER.wait(lay_out)
+    rows = lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
     return Rows(*map(torch.from_numpy, rows))
 
 
@@ -74,94 +76,10 @@ def search_on_device(system: System, index: int, reach: float, capacity: int) ->
     return _lay_out_full(i, j, shift.long(), base, len(positions), capacity)
 
 
-def _width(widest: int, capacity: int) -> int:
-    """That rows of neighbors are to have: no less than before, and if more, by a tenth."""
-    if widest <= capacity:
-        return capacity
-    return -(-max(widest, int(1.1 * capacity)) // 4) * 4
-
-
-_width_of_rows = compiled(inner=True)(_width)
-
-
-@compiled()
-def _lay_out(
-    i: NDArray[np.int64],
-    j: NDArray[np.int64],
-    shift: NDArray[np.int32],
-    n_atoms: int,
-    capacity: int,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Rows of neighbors from a half list: `j`, `shift`, `reverse` and `valid` of `Neighbors`.
-
-    A pair p fills two slots that know each other, with entries 2p of atom i and 2p + 1 of atom j. A
-    fixed order within each row, by neighbor and translation, makes sums independent of how the
-    search walked its cells. Atoms that hand over their entries in turn bring it about, but for
-    images of the same atom.
-    """
-    # 32 bits do: a list of 2³¹ slots would be larger than any memory.
-    first, counts = np.zeros(n_atoms + 1, np.int64), np.zeros(n_atoms, np.int64)
-    for p in range(len(i)):
-        counts[i[p]] += 1
-        counts[j[p]] += 1
-    widest = 1
-    for n in range(n_atoms):
-        first[n + 1] = first[n] + counts[n]
-        widest = max(widest, counts[n])
-    width = _width_of_rows(widest, capacity)
-    entries = np.empty(2 * len(i), np.int32)
-    filled = first[:-1].copy()
-    for p in range(len(i)):
-        entries[filled[i[p]]] = 2 * p
-        filled[i[p]] += 1
-        entries[filled[j[p]]] = 2 * p + 1
-        filled[j[p]] += 1
-    row, target = np.empty((n_atoms, width), np.int32), np.empty((n_atoms, width), np.int64)
-    slots = np.empty(2 * len(i), np.int32)
-    counts[:] = 0
-    for n in range(n_atoms):
-        for entry in entries[first[n] : first[n + 1]]:
-            p, twin = entry // 2, entry ^ 1  # the twin belongs to the other atom and points here
-            other = i[p] if twin % 2 == 0 else j[p]
-            k = counts[other]
-            while k > 0 and target[other, k - 1] == n:
-                before = row[other, k - 1]
-                q = before // 2
-                order = 0
-                for axis in (2, 1, 0):
-                    one = shift[p, axis] if twin % 2 == 0 else -shift[p, axis]
-                    two = shift[q, axis] if before % 2 == 0 else -shift[q, axis]
-                    if one != two:
-                        order = 1 if one > two else -1
-                        break
-                if order > 0:
-                    break
-                row[other, k] = before
-                slots[before] += 1
-                k -= 1
-            row[other, k], slots[twin] = twin, other * width + k
-            target[other, counts[other]] = n
-            counts[other] += 1
-    reverse = np.empty((n_atoms, width), np.int64)
-    translation = np.zeros((n_atoms, width, 3))
-    valid = np.zeros((n_atoms, width), np.bool_)
-    for n in range(n_atoms):
-        for k in range(counts[n]):
-            entry = row[n, k]
-            reverse[n, k] = slots[entry ^ 1]
-            valid[n, k] = True
-            for axis in range(3):
-                s = shift[entry // 2, axis]
-                translation[n, k, axis] = s if entry % 2 == 0 else -s
-        for k in range(counts[n], width):
-            target[n, k], reverse[n, k] = n, n * width + k
-    return target, translation, reverse, valid
-
-
 def _lay_out_full(
     i: Tensor, j: Tensor, shift: Tensor, base: int, n_atoms: int, capacity: int
 ) -> Rows:
-    """Rows of neighbors from a full list, in any order: `_lay_out` by operations, for a GPU.
+    """Rows of neighbors from a full list, in any order: `lay_out` by operations, for a GPU.
 
     Args:
         i: (pairs,) int64, one atom,
@@ -182,7 +100,7 @@ def _lay_out_full(
     keys, order = number(i, j, shift).sort()
     i, j, shift = i[order], j[order], shift[order]
     counts = torch.bincount(i, minlength=n_atoms)
-    width = _width(max(1, int(counts.max())), capacity)
+    width = width_of_rows(max(1, int(counts.max())), capacity)
     place = torch.arange(len(i), device=i.device)
     slot = i * width + place - (counts.cumsum(0) - counts)[i]
     twin = torch.searchsorted(keys, number(j, i, -shift))

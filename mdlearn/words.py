@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import Any, Generic, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numba
 import numpy as np
@@ -18,6 +27,7 @@ from numba.core import types
 from numba.core.datamodel.models import PointerModel
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic, register_model
+from numba.np.numpy_support import from_dtype
 
 Value = TypeVar("Value", bound=tuple[Any, ...])
 
@@ -35,6 +45,34 @@ class Written(types.CPointer):
 
 
 register_model(Written)(PointerModel)
+
+
+class Form(NamedTuple):
+    """What an array is that a function is given in memory: it lies there in the order of C."""
+
+    rank: int
+    """How many axes it has."""
+    dtype: str = ""
+    """NumPy's name of the type of its numbers, or nothing where the precision settles it."""
+
+
+def form_of(hint: Any, precision: str) -> Any:
+    """The type for compiled functions of what an annotation says.
+
+    Args:
+        hint: a named tuple, all annotated; a tuple, an array with its `Form`, or a kind of number.
+        precision: NumPy's name of the type of numbers where a form says none.
+    """
+    if isinstance(hint, type) and issubclass(hint, tuple):
+        hints = get_type_hints(hint, include_extras=True)
+        parts = [form_of(each, precision) for each in hints.values()]
+        return types.BaseTuple.from_types(parts, hint)
+    if get_origin(hint) is Annotated:
+        (form,) = hint.__metadata__
+        return types.Array(from_dtype(np.dtype(form.dtype or precision)), form.rank, "C")
+    if get_origin(hint) is tuple:
+        return types.BaseTuple.from_types([form_of(each, precision) for each in get_args(hint)])
+    return {float: types.float64, int: types.int64}[hint]
 
 
 def kind_of(value: object) -> Any:

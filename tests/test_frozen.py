@@ -22,11 +22,10 @@ from checks import (
 
 from mdlearn.atoms import to_system
 from mdlearn.integrators import velocity_verlet
-from mdlearn.jit import kind_of
 from mdlearn.lanes import LINE
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import build
-from mdlearn.potentials import beforehand, frozen_network
+from mdlearn.potentials import beforehand
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
@@ -41,6 +40,7 @@ from mdlearn.potentials.threads import FEW_PAIRS
 from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
+from mdlearn.words import kind_of
 
 
 def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:
@@ -438,22 +438,19 @@ def test_a_mistake_in_the_loops_is_not_taken_for_a_missing_compiler(
 
 @pytest.mark.parametrize("architecture", ["schnet", "painn", "equivariant"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_another_process_compiles_what_is_needed(
-    architecture: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_loops_are_given_what_their_layouts_declare(
+    architecture: str, precision: torch.dtype
 ) -> None:
-    """By a small network: types are those of any other one."""
+    """So another process can compile them that knows nothing but the layouts."""
     network = random_network(ARCHITECTURES[architecture]).to(precision)
     ours = freeze(network)
     assert isinstance(ours, FrozenNetwork)
+    assert ours.loops.backward is beforehand.BACKWARD[architecture]
     system = to_system(crystal())
     neighbors = build(system, network.cutoff, 0.5)
     inputs, work = ours.look(system, neighbors).value, ours.room(ours.weights, *neighbors.j.shape)
-    given: list[object] = []
-    monkeypatch.setattr(frozen_network, "place_of", lambda *each: given.extend(each))
-    beforehand.frozen_network(architecture, precision).compile_backward()
-    assert given[0] is ours.loops.backward
-    assert given[1:3] == [0, 0]
-    assert given[3:] == [kind_of(each) for each in (inputs, ours.weights, work)]
+    declared = beforehand.kinds_of_network(architecture, str(precision).removeprefix("torch."))
+    assert declared == [kind_of(each) for each in (inputs, ours.weights, work)]
 
 
 def test_how_tensors_lie_in_memory_does_not_matter() -> None:

@@ -48,20 +48,67 @@ def test_compiled_functions_are_kept(tmp_path: Path) -> None:
     assert list(tmp_path.glob("mdlearn/**/*.nbi"))
 
 
+SERVES = """
+from mdlearn import jit
+from mdlearn.potentials.kernels.atoms import total
+import numpy as np
+def work(answer, more):
+    assert (answer, more) == ("yes", "and")
+    total(np.zeros(2, np.int64), np.eye(3)[None], np.ones(2), np.zeros((2, 3, 3)))
+def serve():
+    jit.serve(work)
+"""
+
+
 @pytest.mark.parametrize(
-    ("processors", "works", "hits"), [(2, True, "1"), (1, True, "0"), (2, False, "0")]
+    ("processors", "answer", "hits"), [(2, "yes", "1"), (1, "yes", "0"), (2, "no", "0")]
 )
-def test_another_process_helps(tmp_path: Path, processors: int, works: bool, hits: str) -> None:
+def test_another_process_helps(tmp_path: Path, processors: int, answer: str, hits: str) -> None:
     """Where there is a processor for it; and where it fails, nothing is lost but time."""
-    script = tmp_path / "compile.py"
-    script.write_text(CODE if works else "raise ValueError")
+    (tmp_path / "elsewhere.py").write_text(SERVES)
     before = f"""
+import os
+os.sched_getaffinity = lambda process: range({processors})
 from mdlearn.jit import Helper
 from mdlearn.potentials.kernels.atoms import total
-helper = Helper(total, {processors}, "runpy.run_path", {str(script)!r})
-helper.wait()
+helper = Helper("elsewhere.serve")
+assert not helper.is_at(total)
+helper.tell(total, "{answer}", "and")
+assert helper.is_at(total) is {processors > 1}
+helper.wait(total)
+assert not helper.is_at(total)
 """
-    assert run(tmp_path, before) == ["2.0", hits]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert run(tmp_path, before, PYTHONPATH=path) == ["2.0", hits]
+
+
+def test_what_dynamics_takes_is_compiled_without_torch(tmp_path: Path) -> None:
+    """A process that only compiles begins sooner; and it is what is asked for later."""
+    compile_ = """
+import sys
+from mdlearn.potentials import beforehand
+for what in (beforehand.LISTS, beforehand.MOTION):
+    beforehand.compile_(what)
+assert "torch" not in sys.modules
+"""
+    use = """
+from ase.build import molecule
+from mdlearn.atoms import to_system
+from mdlearn.jit import HELPER
+from mdlearn.lists import lay_out
+from mdlearn.neighbors import build
+from mdlearn.potentials import beforehand
+from mdlearn.potentials.kernels.motion import arrive
+beforehand.begin_dynamics()
+assert HELPER.process is None
+build(to_system(molecule("H2O")), 3.0)
+beforehand.place_of_motion(arrive)
+for function in (lay_out, arrive):
+    assert function.stats.cache_hits
+    assert not function.stats.cache_misses
+"""
+    run(tmp_path, compile_)
+    run(tmp_path, use)
 
 
 def test_what_is_kept_is_of_these_sources(tmp_path: Path) -> None:

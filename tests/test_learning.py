@@ -293,8 +293,8 @@ def test_loops_that_do_not_agree_are_left_aside(monkeypatch: pytest.MonkeyPatch)
     assert training.parameters[0].grad is not None
 
 
-def test_another_process_compiles_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a small network: types are those of any other one."""
+def test_sums_are_given_what_their_layouts_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So another process can compile them that knows nothing but the layouts."""
     needed: list[Any] = []
     compiled = learning.add_gradient
 
@@ -305,8 +305,6 @@ def test_another_process_compiles_the_sums(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(learning, "add_gradient", add_gradient)
     monkeypatch.setattr(Loops, "_compile", lambda *_: None)
     by_loops(network(32, 3, 12).float(), BATCHES["several"](), LOSS, [0])
-    given: list[Any] = []
-    monkeypatch.setattr(learning, "place_of", lambda *each: given.extend(each))
-    beforehand.learning_network().compile_sums()
-    assert given[0] is add_gradient
-    assert [numba.typeof(each) for each in given[1:]] == [numba.typeof(each) for each in needed]
+    given = [numba.typeof(each) for each in needed]
+    assert given[:2] == [numba.typeof((0, 0))] * 2
+    assert given[2:] == beforehand.kinds_of_sums("float32")

@@ -25,6 +25,9 @@ VERBS = {
     "info": "say what a model or a trajectory holds",
 }
 
+DYNAMICS = "simulate"
+"""That compiles the most before it begins."""
+
 
 class Verbs(click.Group):
     """Imports a verb when it is called, so that --help does not wait for torch."""
@@ -37,6 +40,10 @@ class Verbs(click.Group):
         """The verb of a name."""
         if cmd_name not in VERBS:
             return None
+        if cmd_name == DYNAMICS:  # to import torch takes as long as to compile a neighbor list
+            from mdlearn.potentials.beforehand import begin_dynamics
+
+            begin_dynamics()
         command = import_module(f"mdlearn.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command

@@ -1,45 +1,91 @@
-"""Compiles loops for networks of one kind: those from energies to forces, or sums of gradients.
+"""Loops that another process compiles (`jit.HELPER`), while this one does something else.
 
-A process that is asked to (`jit.Helper`) does so while the one that asked compiles what it needs
-first. What is compiled depends on the kind of the network and on the precision, not on its size; it
-is kept on disk, where the other process finds it.
+What loops are given is declared by their layouts; so they can be compiled before there is a network
+or an atom, by a process that does not even import torch. They are kept on disk, where whoever needs
+them finds them.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated, Any
 
-from mdlearn.potentials.architectures import make_potential
-from mdlearn.potentials.frozen import freeze
-from mdlearn.potentials.frozen_network import FrozenNetwork
-from mdlearn.potentials.learning import Loops, loops_of
-from mdlearn.potentials.network import ParametricPotential, Settings
+from mdlearn import jit
+from mdlearn.jit import HELPER, place_of
+from mdlearn.lists import lay_out
+from mdlearn.meeting import meeting_of
+from mdlearn.potentials.kernels import (
+    equivariant,
+    layout,
+    learning_layout,
+    painn,
+    painn_layout,
+    schnet,
+)
+from mdlearn.potentials.kernels.atoms import Inputs
+from mdlearn.potentials.kernels.learning_sums import add_gradient
+from mdlearn.potentials.kernels.motion import Found, Motion, arrive
+from mdlearn.potentials.kernels.rows import Array, Array1, Index1
+from mdlearn.words import Form, Written, form_of
+
+GIVEN = {"equivariant": layout, "schnet": schnet, "painn": painn_layout}
+"""Where it is said what the loops of an architecture are given,"""
+
+BACKWARD: dict[str, Any] = {
+    "equivariant": equivariant.backward,
+    "schnet": schnet.backward,
+    "painn": painn.backward,
+}
+"""and its way to forces."""
+LISTS, MOTION, SUMS = "lists", "motion", "sums"
 
 
-def compile_backward(architecture: str, precision: str) -> None:
-    """Compiles the loops to forces for a kind of network, and a precision in torch's words."""
-    frozen_network(architecture, getattr(torch, precision)).compile_backward()
+def begin_dynamics() -> None:
+    """Has compiled what all dynamics needs, whatever the network."""
+    HELPER.tell(lay_out, LISTS)
+    HELPER.tell(arrive, MOTION)
 
 
-def compile_sums() -> None:
-    """Compiles what sums up the gradient of a training."""
-    learning_network().compile_sums()
+def begin_backward(architecture: str, precision: str) -> None:
+    """Has compiled the way to forces of a network, in a precision by NumPy's name."""
+    HELPER.tell(BACKWARD[architecture], architecture, precision)
 
 
-def frozen_network(architecture: str, precision: torch.dtype) -> FrozenNetwork:
-    """A small network of some kind, frozen."""
-    network = freeze(_small(architecture).to(precision))
-    assert isinstance(network, FrozenNetwork)
-    return network
+def begin_sums() -> None:
+    """Has compiled what sums up the gradient of a training."""
+    HELPER.tell(add_gradient, SUMS, "float32")
 
 
-def learning_network() -> Loops:
-    """A small default network that is trained in loops."""
-    loops = loops_of(_small("equivariant"))
-    assert loops is not None
-    return loops
+def serve() -> None:
+    """Compiles what another process tells this one."""
+    jit.serve(compile_)
 
 
-def _small(architecture: str) -> ParametricPotential:
-    settings = Settings(architecture, 3.0, 32, 2, 8, average_neighbors=10.0, scale=1.0)
-    return make_potential((1, 8), {1: 0.0, 8: 0.0}, settings)
+def compile_(what: str, precision: str = "") -> None:
+    """Compiles one of the functions above, by the words that stand for it there."""
+    if what == LISTS:
+        given = (Index1, Index1, Annotated[Array, Form(2, "int32")], int, int)
+        place_of(lay_out, *(form_of(each, precision) for each in given))
+    elif what == MOTION:
+        place_of_motion(arrive)
+    elif what == SUMS:
+        place_of(add_gradient, (0, 0), (0, 0), *kinds_of_sums(precision))
+    else:
+        place_of(BACKWARD[what], 0, 0, *kinds_of_network(what, precision))
+
+
+def place_of_motion(function: Any) -> int:
+    """Where `motion.depart` or `motion.arrive` is in memory."""
+    kinds = [Written(form_of(each, "")) for each in (Inputs, Found, Motion)]
+    return place_of(function, 0, (0, 0), *kinds, meeting_of(1))
+
+
+def kinds_of_network(architecture: str, precision: str) -> list[Any]:
+    """The types of what the loops of a network are given: inputs, weights and workspace."""
+    given = GIVEN[architecture]
+    return [Written(form_of(each, precision)) for each in (Inputs, given.Weights, given.Workspace)]
+
+
+def kinds_of_sums(precision: str) -> list[Any]:
+    """The same of `learning_sums.add_gradient`."""
+    given = (learning_layout.Weights, learning_layout.Pass, learning_layout.Gradient)
+    return [form_of(each, precision) for each in (Array1, Index1, *given)]

@@ -139,7 +139,7 @@ def couplings() -> tuple[NDArray[np.int64], Array]:
     points, weights = sphere_grid()
     harmonics = SphericalHarmonics(DEGREE)(torch.from_numpy(points))[0].numpy()
     couplings = np.einsum("p,pi,pj,pk->ijk", weights, harmonics, harmonics, harmonics)
-    couples = np.argwhere(np.abs(couplings) > 1e-10)
+    couples = np.ascontiguousarray(np.argwhere(np.abs(couplings) > 1e-10))
     return couples, couplings[tuple(couples.T)]
 
 

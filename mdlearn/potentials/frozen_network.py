@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import Helper, place_of
+from mdlearn.jit import HELPER, place_of
 from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.matrices import packed
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
+from mdlearn.potentials.beforehand import begin_backward, place_of_motion
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
 from mdlearn.potentials.kernels.motion import Found, Motion, arrive, depart, rest
@@ -23,9 +24,8 @@ from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
-from mdlearn.words import Words, kind_of
+from mdlearn.words import Words, Written, form_of, kind_of
 
-COMPILES_BACKWARD = "mdlearn.potentials.beforehand.compile_backward"
 BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time, at most."""
 MANY_ATOMS = 32 * BLOCK
@@ -87,8 +87,6 @@ class FrozenNetwork(Frozen):
         """Where the loops are in memory, once they are compiled,"""
         self.around = (0, 0)
         """and where those are that move atoms before and after them, once any have moved."""
-        self.helper: Helper | None = None
-        """That compiles half of them, once it has been asked to."""
         self.work: Any = None
         self.known: list[Words[Any]] = []
         """Weights, and what is found in the workspace, as loops have them in memory;"""
@@ -122,8 +120,11 @@ class FrozenNetwork(Frozen):
         places = self.places = self.places or self._compile(inputs.value)
         if motion.steps and not self.around[0]:
             # Nobody looks at it later.
-            assert kind_of((inputs.value, motion)) == kind_of((few_inputs(), rest()))
-            self.around = place_of_motion(depart), place_of_motion(arrive)
+            assert kind_of(inputs.value) == Written(form_of(Inputs, ""))
+            assert kind_of(motion) == Written(form_of(Motion, ""))
+            departs = place_of_motion(depart)
+            HELPER.wait(arrive)
+            self.around = departs, place_of_motion(arrive)
         moves = self.rest if motion is self.rest.value else Words(motion)
         weights, results = self.known
         calls = (*places, *self.around)
@@ -153,27 +154,17 @@ class FrozenNetwork(Frozen):
 
     def begin_compiling(self) -> None:
         """See `Frozen`."""
-        if self.helper is None:
-            precision = str(self.precision).removeprefix("torch.")
-            known = (COMPILES_BACKWARD, self.loops.name, precision)
-            self.helper = Helper(self.loops.backward, len(self.team), *known)
-
-    def compile_backward(self) -> None:
-        """Compiles the way from energies to forces, for atoms that are not there."""
-        known = (few_inputs(), self.weights, self.room(self.weights, 2, 2))
-        place_of(self.loops.backward, 0, 0, *map(kind_of, known))
+        begin_backward(self.loops.name, str(self.precision).removeprefix("torch."))
 
     def _compile(self, inputs: Inputs) -> tuple[int, int]:
         """Compiles the loops, or loads them; another process does half of it, if it can."""
         known = [kind_of(each) for each in (inputs, self.weights, self.work)]
         self.begin_compiling()
-        assert self.helper is not None
         forward = place_of(self.loops.forward, 0, 0, *known)
         place_of(sweep, 0, (0, 0), 0, (0,) * 4, (0,) * 5, 0, meeting_of(1))
-        for each in (arrive, depart):  # while there is time for what may not be needed
-            if self.helper.is_busy():
-                place_of_motion(each)
-        self.helper.wait()
+        if HELPER.is_at(self.loops.backward):  # there is time for what may not be needed
+            place_of_motion(depart)
+        HELPER.wait(self.loops.backward)
         return forward, place_of(self.loops.backward, 0, 0, *known)
 
     def look(self, system: System, neighbors: Neighbors) -> Words[Inputs]:
@@ -209,20 +200,6 @@ def as_arrays(system: System, neighbors: Neighbors, index: Tensor) -> Inputs:
     atoms = (system.positions, system.cell, system.system, index)
     listed = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
     return Inputs(*(each.contiguous().numpy() for each in (*atoms, *listed)))
-
-
-def place_of_motion(function: Any) -> int:
-    """Where `motion.depart` or `motion.arrive` is in memory."""
-    found = Found(0, np.zeros(2), np.zeros((2, 3)))
-    known = [kind_of(each) for each in (few_inputs(), found, rest())]
-    return place_of(function, 0, (0, 0), *known, meeting_of(1))
-
-
-def few_inputs() -> Inputs:
-    """What loops see, of two atoms that are not there: for the types of it."""
-    few, table = np.zeros(2, np.int64), np.zeros((2, 2), np.int64)
-    positions, cell, shift = np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((2, 2, 3))
-    return Inputs(positions, cell, few, few, table, shift, table, table.astype(bool))
 
 
 def width_of(n_atoms: int) -> int:

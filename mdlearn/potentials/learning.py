@@ -26,16 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.jit import Helper, keep_blas_on_one_thread, place_of
+from mdlearn.jit import HELPER, keep_blas_on_one_thread, place_of
 from mdlearn.lanes import aligned, zeros
 from mdlearn.matrices import packed, panels
 from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
+from mdlearn.potentials.beforehand import begin_sums
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
-from mdlearn.potentials.frozen_network import as_arrays, few_inputs, share_blocks
+from mdlearn.potentials.frozen_network import as_arrays, share_blocks
 from mdlearn.potentials.kernels import learning as kernel
 from mdlearn.potentials.kernels import learning_layout as layout
 from mdlearn.potentials.kernels.atoms import Inputs, total
@@ -52,7 +53,6 @@ from mdlearn.system import Evaluation, System
 DISPLACEMENT = 1e-3
 """Å, how far a pair vector moves at most. Features change by their own size over about 0.1 Å, and
 energies in float32 have seven digits: the gradient is right to half a percent."""
-COMPILES_SUMS = "mdlearn.potentials.beforehand.compile_sums"
 WIDTH = 32
 """Atoms whose linear maps are one matrix product, at most."""
 
@@ -205,19 +205,11 @@ class Loops(Frozen):
 
     def _compile(self, inputs: Inputs, work: layout.Pass) -> None:
         """Compiles the pass, or loads it; another process does the sums meanwhile, if it can."""
-        helper = Helper(add_gradient, len(self.team), COMPILES_SUMS)
+        begin_sums()
         known = (inputs, self.weights, work, meeting_of(1))
         place_of(kernel.sweep, (0, 0), (0, 0), 1, True, *known)
-        helper.wait()
+        HELPER.wait(add_gradient)
         self.compiled = True
-
-    def compile_sums(self) -> None:
-        """Compiles what sums up gradients, for atoms that are not there."""
-        inputs, work = few_inputs(), _room(self.weights, 2, 2)
-        slopes = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 3, 3))
-        *_, factors = displace(inputs, 1.0, self.cutoff, self.weights.out, *slopes)
-        known = (factors, inputs.species, self.weights, work, self.halves[0][0])
-        place_of(add_gradient, (0, 0), (0, 0), *known)
 
     def begin(self, system: System, neighbors: Neighbors) -> Point:
         """Energies, forces and virials of a batch, and what their gradient takes."""

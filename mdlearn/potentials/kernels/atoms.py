@@ -15,27 +15,27 @@ from mdlearn.lanes import WIDTH, load, store
 from mdlearn.lanes import total as total_of
 from mdlearn.matrices import multiply_into
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.rows import Array, Exact2, Exact3, Flags2, Index1, Index2, clear
 
 
 class Inputs(NamedTuple):
     """Where the atoms are, and who is near whom: `System` and `Neighbors` as arrays."""
 
-    positions: Array
+    positions: Exact2
     """(N, 3) float64 Å."""
-    cell: Array
+    cell: Exact3
     """(n_systems, 3, 3) float64 Å."""
-    system: Array
+    system: Index1
     """(N,) int64, which one each atom belongs to."""
-    species: Array
+    species: Index1
     """(N,) int64, ranks of the elements."""
-    j: Array
+    j: Index2
     """(N, K) as in `Neighbors`, as are"""
-    shift: Array
+    shift: Exact3
     """(N, K, 3) float64,"""
-    reverse: Array
+    reverse: Index2
     """(N, K), and"""
-    valid: Array
+    valid: Flags2
     """(N, K)."""
 
 

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.rows import (
+    Array1,
+    Array2,
+    Array3,
+    Array4,
+    Array5,
+    Exact1,
+    Exact2,
+    Exact3,
+    Index1,
+    Index2,
+)
 
 
 class Weights(NamedTuple):
@@ -27,55 +38,55 @@ class Weights(NamedTuple):
     """What sums over neighbors are multiplied by."""
     scale: float
     """eV, what the head's answer is multiplied by."""
-    frequency_weight: Array
+    frequency_weight: Exact1
     """(16,) float64, of radial functions."""
-    table: Array
+    table: Array1
     """(64,) of harmonics, see `harmonics`."""
-    degree: Array
+    degree: Index1
     """(M,) int64."""
-    coupling: Array
+    coupling: Array1
     """(G,) Gaunt coefficients, and the harmonics that they couple:"""
-    couples: Array
+    couples: Index2
     """(G, 3) int64, product, first factor, second factor."""
-    wall: Array
+    wall: Exact2
     """(Z, Z) float64 Å, where walls begin."""
     stiffness: float
     """Of the wall, eV."""
-    reference: Array
+    reference: Exact1
     """(Z,) float64 eV, energies of isolated atoms."""
-    filters: Array
+    filters: Array4
     """(I - 1, F/16, 2, 256): the radial maps of messages, times the norm, as in `layout`."""
-    element: Array
+    element: Array3
     """(I, Z, 3F)"""
-    gate_bias: Array
+    gate_bias: Array2
     """(I - 1, 2F)"""
-    said: Array
+    said: Array3
     """(I - 1, Z, 2F)"""
-    hidden_bias: Array
+    hidden_bias: Array2
     """(Z, H)"""
-    out: Array
+    out: Array2
     """(1, H)"""
-    linear: Array
+    linear: Array2
     """(1, V)"""
-    first: Array
+    first: Array4
     """(4, C, 3F), the map of the first density by degree, and"""
-    mix: Array
+    mix: Array5
     """(I - 1, 4, C + F, 3F), of the others."""
-    first_back: Array
+    first_back: Array4
     """(4, 3F, C)"""
-    seen_back: Array
+    seen_back: Array5
     """(I - 1, 4, 3F, C), of the rows of `mix` for what is seen,"""
-    told_back: Array
+    told_back: Array5
     """(I - 1, 4, 3F, F), and for what is heard."""
-    speak: Array
+    speak: Array5
     """(I - 1, 4, 2F, 2F)"""
-    speak_back: Array
-    gate: Array
+    speak_back: Array5
+    gate: Array4
     """(I - 1, 3F, 2F)"""
-    gate_back: Array
-    hidden: Array
+    gate_back: Array4
+    hidden: Array3
     """(V, H)"""
-    hidden_back: Array
+    hidden_back: Array3
 
 
 class Pass(NamedTuple):
@@ -85,67 +96,67 @@ class Pass(NamedTuple):
     that: what does not fit into caches is what the loops would wait for.
     """
 
-    within: Array
+    within: Index1
     """(N,) int64, neighbors within the cutoff,"""
-    slots: Array
+    slots: Index2
     """(N, K) int64, and where they are listed."""
-    pairs: Array
+    pairs: Exact3
     """(N, K, 4) float64, directions and distances of these,"""
-    basis: Array
+    basis: Array3
     """(N, K, 32), and their radial functions and derivatives."""
-    seen: Array
+    seen: Array3
     """(M, N, C), the first density."""
-    told: Array
+    told: Array4
     """(I - 1, M, N, F), what is heard; the densities after the first one are both."""
-    raw: Array
+    raw: Array4
     """(I, M, N, 3F), the same mixed, before the factors of elements; then its adjoint."""
-    functions: Array
+    functions: Array4
     """(I, M, N, 2F), f and fg,"""
-    plain: Array
+    plain: Array4
     """(I - 1, M, N, 2F), what atoms say, before the gate; then its adjoint."""
-    gates: Array
+    gates: Array4
     """(I - 1, N, 2, 2F), factors and their derivatives by what the gate is given."""
-    spoken: Array
+    spoken: Array4
     """(I - 1, N, F/16, 512): values and slopes, harmonics by lanes; then what an atom has
     said adds to the adjoint of the filters."""
-    invariants: Array
+    invariants: Array2
     """(N, V)"""
-    hidden: Array
+    hidden: Array2
     """(N, H), before the activation."""
-    to_seen: Array
+    to_seen: Array3
     """(M, N, C), the adjoint of the first density; those after it are of what is named alike:"""
-    to_element: Array
+    to_element: Array3
     """(I, N, 3F), of the factors of an atom's element."""
-    to_gate: Array
+    to_gate: Array3
     """(I - 1, N, 2F), of what the gate makes before its activation."""
-    to_said: Array
+    to_said: Array3
     """(I - 1, N, 2F), of what an atom's element says."""
-    heard: Array
+    heard: Array4
     """(I - 1, N, F/16, 256): of what each atom hears, harmonics by lanes."""
-    to_invariants: Array
+    to_invariants: Array2
     """(N, V)"""
-    slope: Array
+    slope: Exact3
     """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
-    energies: Array
+    energies: Exact1
     """(N,) float64 eV."""
-    forces: Array
+    forces: Exact2
     """(N, 3) float64 eV/Å."""
-    virials: Array
+    virials: Exact3
     """(N, 3, 3) float64 eV."""
 
 
 class Gradient(NamedTuple):
     """A gradient by the parameters; the shapes are those of `Weights`."""
 
-    filters: Array
-    first: Array
-    mix: Array
-    element: Array
-    speak: Array
-    gate: Array
-    gate_bias: Array
-    said: Array
-    hidden: Array
-    hidden_bias: Array
-    out: Array
-    linear: Array
+    filters: Array4
+    first: Array3
+    mix: Array4
+    element: Array3
+    speak: Array4
+    gate: Array3
+    gate_bias: Array2
+    said: Array3
+    hidden: Array2
+    hidden_bias: Array2
+    out: Array2
+    linear: Array2

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mdlearn.jit import call, compiled
+from mdlearn.lists import furthest
 from mdlearn.meeting import Meeting, meet
-from mdlearn.neighbors import furthest
 from mdlearn.potentials.kernels.atoms import Inputs
-from mdlearn.potentials.kernels.rows import Array, copy
+from mdlearn.potentials.kernels.rows import Exact0, Exact1, Exact2, Exact3, Exact4, Index1, copy
 from mdlearn.potentials.kernels.usage import larger, usage
 
 GONE, STALE, TRIPPED = 1, 2, 3
@@ -48,56 +48,56 @@ class Motion(NamedTuple):
     """eV per atom that the conserved energy may move."""
     hottest: float
     """See `usage.usage`, as for all guards."""
-    masses: Array
+    masses: Exact1
     """(N,) u,"""
-    mobile: Array
+    mobile: Exact1
     """(N,), zero for atoms that are held and one for others,"""
-    numbers: Array
+    numbers: Index1
     """(N,) int64."""
-    momenta: Array
+    momenta: Exact2
     """(N, 3)*,"""
-    forces: Array
+    forces: Exact2
     """(N, 3)* eV/Å, and"""
-    energy: Array
+    energy: Exact1
     """(n_systems,)* eV, of the positions before the first step, and then of the last."""
-    bath: Array
+    bath: Exact1
     """(n_systems,)* eV, energy handed to the thermostat."""
-    variables: Array
+    variables: Exact2
     """(n_systems, V)*, of a thermostat with a motion of its own."""
-    before: Array
+    before: Exact3
     """(2, N, 3)*, positions and momenta of the step before,"""
-    bath_before: Array
+    bath_before: Exact1
     """(n_systems,)*, and what belongs to the thermostat."""
-    variables_before: Array
+    variables_before: Exact2
     """(n_systems, V)*."""
-    heat: Array
+    heat: Exact1
     """(N,)* eV, handed to the thermostat in a step."""
-    noise: Array
+    noise: Exact4
     """(steps, draws, N, 3) normal deviates, as many as the thermostat takes."""
-    kT: Array
+    kT: Exact2
     """(steps, n_systems) eV."""
-    listed: tuple[Array, ...]
+    listed: tuple[Exact2, Exact3, Exact3, Exact1]
     """Of lists: reference positions, and for each system reference cell, its inverse, and wear."""
-    reach: Array
+    reach: Exact0
     """() Å, of lists."""
-    watched: tuple[Array, ...]
+    watched: tuple[Index1, Index1, Exact2, Exact1]
     """See `mdlearn.guards.Watched`."""
-    limits: tuple[Array, ...]
+    limits: tuple[Exact1, Exact1]
     """See `usage.usage`."""
-    conserved: Array
+    conserved: Exact1
     """(n_systems,) eV, at the start of the simulation."""
-    freedom: Array
+    freedom: Exact1
     """(n_systems,)."""
-    moved: Array
+    moved: Exact2
     """(2, n_systems)* Å, how far atoms have moved since lists were built: by the last step that was
     done, and by the last that was tried."""
-    share: Array
+    share: Exact1
     """(1,)*, the largest of the guards' shares; or NaN."""
-    done: Array
+    done: Index1
     """(2,)* int64: steps that were done; and why no more, or zero."""
-    scratch: Array
+    scratch: Exact2
     """(5, n_systems)*, for whoever counts something of systems, and"""
-    strains: Array
+    strains: Exact3
     """(n_systems, 3, 3)*, since lists were built."""
 
 
@@ -106,9 +106,9 @@ class Found(NamedTuple):
 
     width: int
     """Atoms of a block."""
-    energies: Array
+    energies: Exact1
     """(N,) float64 eV."""
-    forces: Array
+    forces: Exact2
     """(N, 3) float64 eV/Å."""
 
 

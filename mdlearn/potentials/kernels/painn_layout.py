@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.rows import (
+    Array1,
+    Array2,
+    Array3,
+    Array4,
+    Exact1,
+    Exact2,
+    Exact3,
+    Index1,
+    Index2,
+)
 
 
 class Weights(NamedTuple):
@@ -20,59 +30,59 @@ class Weights(NamedTuple):
     """
 
     cutoff: float
-    hidden: Array
+    hidden: Array3
     """(F, H), of the head, as are"""
-    hidden_back: Array
+    hidden_back: Array3
     """(H, F)"""
-    hidden_bias: Array
+    hidden_bias: Array2
     """(Z, H)"""
-    out: Array
+    out: Array1
     """(H,) and"""
-    linear: Array
+    linear: Array1
     """(F,)."""
-    wall: Array
+    wall: Exact2
     """(Z, Z) float64 Å, where walls begin."""
     stiffness: float
     """Of the wall, eV."""
-    reference: Array
+    reference: Exact1
     """(Z,) float64 eV, energies of isolated atoms."""
     softness: float
     """Of lengths."""
     crowding: float
     """Of knots at short distances, see `spline.approach`."""
-    tables: Array
+    tables: Array4
     """(I, F/32, 3, (intervals + 5) 32), see `spline`: filters of scalars, of vectors along a line,
     and of the speaker's vectors."""
-    first: Array
+    first: Array2
     """(Z, 2F), what the elements say in the first layer."""
-    speak_start: Array
+    speak_start: Array3
     """(I, Z, F), what the hidden layer of a message is given by the element,"""
-    speak_hidden: Array
+    speak_hidden: Array4
     """(I, F, F), and by what has changed in the scalars;"""
-    speak_hidden_back: Array
-    speak_out: Array
+    speak_hidden_back: Array4
+    speak_out: Array4
     """(I, F, 3F), what comes of it,"""
-    speak_out_back: Array
-    speak_bias: Array
+    speak_out_back: Array4
+    speak_bias: Array2
     """(I, 3F)."""
-    mix: Array
+    mix: Array4
     """(I, F, 2F), from v to U v and V v."""
-    mix_back: Array
-    own_start: Array
+    mix_back: Array4
+    own_start: Array3
     """(I, Z, F), what the hidden layer of an update is given by the element,"""
-    own: Array
+    own: Array4
     """(I, F, F), by what has changed in the scalars,"""
-    own_back: Array
-    lengths: Array
+    own_back: Array4
+    lengths: Array4
     """(I, F, F), and by lengths of vectors;"""
-    lengths_back: Array
-    scalars: Array
+    lengths_back: Array4
+    scalars: Array4
     """(I, F, F), what scalars have of it,"""
-    scalars_back: Array
-    gates: Array
+    scalars_back: Array4
+    gates: Array4
     """(I, F, 2F), what products and vectors are multiplied with."""
-    gates_back: Array
-    gates_bias: Array
+    gates_back: Array4
+    gates_bias: Array2
     """(I, 2F)"""
 
 
@@ -82,78 +92,78 @@ class Scratch(NamedTuple):
     What is named after something is its adjoint on the way back.
     """
 
-    lengths: Array
+    lengths: Array2
     """(W, F), of V v,"""
-    products: Array
+    products: Array2
     """(W, F), U v · V v,"""
-    hidden: Array
+    hidden: Array2
     """(W, F), a hidden layer,"""
-    gates: Array
+    gates: Array2
     """(W, 2F), of an update: backward only,"""
-    mixed: Array
+    mixed: Array2
     """(3 W, 2F), U v and V v: backward only,"""
-    spoken: Array
+    spoken: Array2
     """(W, 3F), what a message is made of,"""
-    said: Array
+    said: Array2
     """(W, 5F), what is said; forward, what is heard."""
-    head: Array
+    head: Array2
     """(W, H), the hidden layer of the head."""
 
 
 class Workspace(NamedTuple):
     """What stands between the loops; made once for a number of atoms and neighbors."""
 
-    within: Array
+    within: Index1
     """(N,) int64, neighbors within the cutoff,"""
-    slots: Array
+    slots: Index2
     """(N, K) int64, and where they are listed."""
-    pairs: Array
+    pairs: Exact3
     """(N, K, 4) float64, directions and distances of these,"""
-    own: Array
+    own: Index1
     """(N,) int64, how many of them, the first, are pairs that the atom looks after. Of these:"""
-    near: Array
+    near: Index2
     """(N, K) int64, which atoms they are,"""
-    places: Array
+    places: Index2
     """(N, K) int64, where their filters stand in a table,"""
-    blends: Array
+    blends: Array3
     """(N, K, 10), how these are blended,"""
-    span: Array
+    span: Index2
     """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
-    reached: Array
+    reached: Index2
     """(S, 2) int64, the same of the atoms of a share,"""
-    bent: Array
+    bent: Array4
     """(F/32, N, K, 4), and derivatives of the energy by their distances and directions."""
-    said: Array
+    said: Array4
     """(I, F/32, N, 5 x 32): to scalars, to vectors along the line, and vectors by axis. What an
     atom has of 32 features stands in one piece: pieces of longer rows would share few places of a
     cache."""
-    shares: Array
+    shares: Array4
     """(S, F/32, B W, 5 x 32), sums over the pairs of a share of the atoms: four that are
     heard, or five, adjoints of what was said."""
-    heard: Array
+    heard: Array4
     """(2, F/32, N, 4 x 32), adjoints of what is heard in a layer, and in the one before it."""
-    vectors: Array
+    vectors: Array4
     """(I, B, 3 W, F), after each layer."""
-    mixed: Array
+    mixed: Array4
     """(I, B, 3 W, 2F), U v and V v."""
-    gates: Array
+    gates: Array4
     """(I, B, W, 2F)"""
-    rises: Array
+    rises: Array4
     """(I, B, W, F), derivatives of the hidden layer of updates, and"""
-    speak_rises: Array
+    speak_rises: Array4
     """(I, B, W, F), of messages."""
-    loudness: Array
+    loudness: Array4
     """(I, B, W, F), what vectors are multiplied with before they are said."""
-    invariants: Array
+    invariants: Array3
     """(B, W, F), what has changed in the scalars; then its adjoint."""
-    turning: Array
+    turning: Array3
     """(B, 3 W, F), the adjoint of the vectors."""
-    slope: Array
+    slope: Exact3
     """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
-    energies: Array
+    energies: Exact1
     """(N,) float64 eV."""
-    forces: Array
+    forces: Exact2
     """(N, 3) float64 eV/Å."""
-    virials: Array
+    virials: Exact3
     """(N, 3, 3) float64 eV."""
     scratch: Scratch

@@ -15,7 +15,22 @@ from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
-from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
+from mdlearn.potentials.kernels.rows import (
+    Array,
+    Array1,
+    Array2,
+    Array3,
+    Array4,
+    Exact1,
+    Exact2,
+    Exact3,
+    Index1,
+    Index2,
+    add,
+    clear,
+    copy,
+    scale,
+)
 from mdlearn.potentials.kernels.spline import (
     ROWS,
     add_shares,
@@ -34,49 +49,49 @@ class Weights(NamedTuple):
     """
 
     cutoff: float
-    hidden: Array
+    hidden: Array3
     """(F, H), of the head, as are"""
-    hidden_back: Array
+    hidden_back: Array3
     """(H, F)"""
-    hidden_bias: Array
+    hidden_bias: Array2
     """(Z, H)"""
-    out: Array
+    out: Array1
     """(H,) and"""
-    linear: Array
+    linear: Array1
     """(F,)."""
-    wall: Array
+    wall: Exact2
     """(Z, Z) float64 Å, where walls begin."""
     stiffness: float
     """Of the wall, eV."""
-    reference: Array
+    reference: Exact1
     """(Z,) float64 eV, energies of isolated atoms."""
     crowding: float
     """Of knots at short distances, see `spline.approach`."""
-    tables: Array
+    tables: Array3
     """(I, F/32, (intervals + 5) 32), see `spline`."""
-    start: Array
+    start: Array3
     """(I, Z, F), what the elements say before anything has changed."""
-    speak: Array
+    speak: Array4
     """(I, F, F), from what has changed to what else is said."""
-    speak_back: Array
-    inner: Array
+    speak_back: Array4
+    inner: Array4
     """(I, F, F), from what is heard to the hidden layer,"""
-    inner_back: Array
-    inner_bias: Array
+    inner_back: Array4
+    inner_bias: Array2
     """(I, F),"""
-    outer: Array
+    outer: Array4
     """(I, F, F), and from there to the change."""
-    outer_back: Array
+    outer_back: Array4
 
 
 class Scratch(NamedTuple):
     """What a thread writes and reads within a stage of a block. Every thread has its own."""
 
-    heard: Array
+    heard: Array2
     """(W, F); backward, the adjoint of what was said,"""
-    hidden: Array
+    hidden: Array2
     """(W, F), and the hidden layer."""
-    head: Array
+    head: Array2
     """(W, H), that of the head."""
 
 
@@ -86,45 +101,45 @@ class Workspace(NamedTuple):
     Rows of atoms are filled up to full blocks, B W; S shares, see `spline.tasks_of`.
     """
 
-    within: Array
+    within: Index1
     """(N,) int64, neighbors within the cutoff,"""
-    slots: Array
+    slots: Index2
     """(N, K) int64, and where they are listed."""
-    pairs: Array
+    pairs: Exact3
     """(N, K, 4) float64, directions and distances of these,"""
-    own: Array
+    own: Index1
     """(N,) int64, how many of them, the first, are pairs that the atom looks after. Of these:"""
-    near: Array
+    near: Index2
     """(N, K) int64, which atoms they are,"""
-    places: Array
+    places: Index2
     """(N, K) int64, where their filters stand in a table,"""
-    blends: Array
+    blends: Array3
     """(N, K, 10), how these are blended,"""
-    span: Array
+    span: Index2
     """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
-    reached: Array
+    reached: Index2
     """(S, 2) int64, the same of the atoms of a share,"""
-    along: Array
+    along: Array3
     """(F/32, N, K), and the derivative of the energy by their distances."""
-    said: Array
+    said: Array4
     """(I, F/32, B W, 32). What atoms have of 32 features stands in one piece: parts of longer rows
     would share few places of a cache."""
-    shares: Array
+    shares: Array4
     """(S, F/32, B W, 32), sums over the pairs of a share of the atoms: what is heard, or
     adjoints of what was said."""
-    heard: Array
+    heard: Array4
     """(2, F/32, B W, 32), adjoints of what is heard in a layer, and in the one before it."""
-    rises: Array
+    rises: Array4
     """(I, B, W, F), derivatives of the hidden layer."""
-    invariants: Array
+    invariants: Array3
     """(B, W, F), what has changed in the features; then its adjoint."""
-    slope: Array
+    slope: Exact3
     """(N, K, 3) float64 eV/Å, derivatives of the energy by pair vectors; zero beyond the cutoff."""
-    energies: Array
+    energies: Exact1
     """(N,) float64 eV."""
-    forces: Array
+    forces: Exact2
     """(N, 3) float64 eV/Å."""
-    virials: Array
+    virials: Exact3
     """(N, 3, 3) float64 eV."""
     scratch: Scratch
 
