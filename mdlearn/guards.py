@@ -126,11 +126,12 @@ def watch(neighbors: Neighbors, system: System, limits: Limits | None, skin: flo
     lists = (neighbors.j, shift, neighbors.reverse, neighbors.valid)
     places = (neighbors.reference, neighbors.reference_cell, system.system, system.numbers)
     reach = (skin / neighbors.wear).numpy()
-    chosen, nearest = _choose(_arrays(lists), _arrays(places), closest.numpy(), reach)
-    slots = torch.from_numpy(chosen)
-    n = slots // neighbors.j.shape[1]
-    found = (neighbors.j.view(-1)[slots], shift.view(-1, 3)[slots])
-    return Watched(n, *found, torch.from_numpy(nearest).to(shift))
+    chosen = np.empty(neighbors.j.numel() // 2, np.int64)
+    count = _choose(_arrays(lists), _arrays(places), closest.numpy(), reach, chosen)
+    slots = torch.from_numpy(chosen[:count].copy())
+    n, j = slots // neighbors.j.shape[1], neighbors.j.view(-1)[slots]
+    nearest = closest[system.numbers[n], system.numbers[j]]
+    return Watched(n, j, shift.view(-1, 3)[slots], nearest.to(shift))
 
 
 def watch_by_operations(
@@ -151,13 +152,16 @@ def watch_by_operations(
 
 @compiled()
 def _choose(
-    lists: tuple[Array, ...], places: tuple[Array, ...], nearest: Array, reach: Array
-) -> tuple[Array, Array]:
-    """Which slots `watch` chooses, and how near the atoms of each may come, Å."""
+    lists: tuple[Array, ...],
+    places: tuple[Array, ...],
+    nearest: Array,
+    reach: Array,
+    chosen: Array,
+) -> int:
+    """Which slots `watch` chooses, in `chosen`, and how many."""
     others, shift, reverse, valid = lists
     positions, cell, system, numbers = places
-    n_atoms, capacity = others.shape
-    chosen, count = np.empty(n_atoms * capacity // 2, np.int64), 0
+    (n_atoms, capacity), count = others.shape, 0
     for n in range(n_atoms):
         box = cell[system[n]]
         for k in range(capacity):
@@ -165,14 +169,11 @@ def _choose(
                 continue
             j = others[n, k]
             squared = squared_distance(positions, n, j, shift[n, k], box)
-            if not squared > (nearest[numbers[n], numbers[j]] + reach[system[n]]) ** 2:
+            limit = nearest[numbers[n], numbers[j]] + reach[system[n]]
+            if not squared > limit * limit:
                 chosen[count] = n * capacity + k
                 count += 1
-    limit = np.empty(count)
-    for p in range(count):
-        n = chosen[p] // capacity
-        limit[p] = nearest[numbers[n], numbers[others[n, chosen[p] % capacity]]]
-    return chosen[:count].copy(), limit
+    return count
 
 
 def shares(state: State, watched: Watched, conserved: Tensor, limits: Limits | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -270,6 +271,7 @@ class Helper:
             self.process = subprocess.Popen(
                 command, stdin=pipe, stdout=nowhere, stderr=nowhere, text=True
             )
+            atexit.register(self.dismiss)
         assert self.process.stdin is not None
         self.told.add(function)
         with suppress(BrokenPipeError):  # it has failed
@@ -287,6 +289,17 @@ class Helper:
         while self.is_at(function):
             time.sleep(MOMENT)
         self.told.discard(function)
+        if not self.told:
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        """Ends the process, whatever it is at; nothing is half-written."""
+        self.told.clear()
+        if self.process is not None:
+            atexit.unregister(self.dismiss)
+            self.process.terminate()
+            self.process.communicate()
+            self.process = None
 
 
 HELPER = Helper("mdlearn.potentials.beforehand.serve")

@@ -22,10 +22,6 @@ def width_of_rows(widest: int, capacity: int) -> int:
     return -(-max(widest, int(1.1 * capacity)) // 4) * 4
 
 
-_width = compiled(inner=True)(width_of_rows)
-
-
-@compiled()
 def lay_out(
     i: NDArray[np.int64],
     j: NDArray[np.int64],
@@ -35,31 +31,48 @@ def lay_out(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Rows of neighbors from a half list: `j`, `shift`, `reverse` and `valid` of `Neighbors`.
 
+    What is allocated here takes a compiler no time.
+    """
+    counts = np.bincount(i, minlength=n_atoms) + np.bincount(j, minlength=n_atoms)
+    first = np.zeros(n_atoms + 1, np.int64)
+    np.cumsum(counts, out=first[1:])
+    width = width_of_rows(int(counts.max(initial=1)), capacity)
+    shape, size = (n_atoms, width), 2 * len(i)
+    # 32 bits do: a list of 2³¹ slots would be larger than any memory.
+    scratch = (np.empty(size, np.int32), np.empty(size, np.int32), np.empty(shape, np.int32))
+    target, reverse = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    translation, valid = np.zeros((*shape, 3)), np.zeros(shape, np.bool_)
+    ends = (first, first[:-1].copy(), np.zeros(n_atoms, np.int64))
+    fill_rows(i, j, shift, ends, scratch, target, translation, reverse, valid)
+    return target, translation, reverse, valid
+
+
+@compiled()
+def fill_rows(
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    shift: NDArray[np.int32],
+    ends: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    scratch: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    target: NDArray[np.int64],
+    translation: NDArray[np.float64],
+    reverse: NDArray[np.int64],
+    valid: NDArray[np.bool_],
+) -> None:
+    """Fills in what `lay_out` returns; only padding of shifts and validity is there before.
+
     A pair p fills two slots that know each other, with entries 2p of atom i and 2p + 1 of atom j. A
     fixed order within each row, by neighbor and translation, makes sums independent of how the
     search walked its cells. Atoms that hand over their entries in turn bring it about, but for
     images of the same atom.
     """
-    # 32 bits do: a list of 2³¹ slots would be larger than any memory.
-    first, counts = np.zeros(n_atoms + 1, np.int64), np.zeros(n_atoms, np.int64)
-    for p in range(len(i)):
-        counts[i[p]] += 1
-        counts[j[p]] += 1
-    widest = 1
-    for n in range(n_atoms):
-        first[n + 1] = first[n] + counts[n]
-        widest = max(widest, counts[n])
-    width = _width(widest, capacity)
-    entries = np.empty(2 * len(i), np.int32)
-    filled = first[:-1].copy()
+    (first, filled, counts), (entries, slots, row) = ends, scratch
+    n_atoms, width = target.shape
     for p in range(len(i)):
         entries[filled[i[p]]] = 2 * p
         filled[i[p]] += 1
         entries[filled[j[p]]] = 2 * p + 1
         filled[j[p]] += 1
-    row, target = np.empty((n_atoms, width), np.int32), np.empty((n_atoms, width), np.int64)
-    slots = np.empty(2 * len(i), np.int32)
-    counts[:] = 0
     for n in range(n_atoms):
         for entry in entries[first[n] : first[n + 1]]:
             p, twin = entry // 2, entry ^ 1  # the twin belongs to the other atom and points here
@@ -83,9 +96,6 @@ def lay_out(
             row[other, k], slots[twin] = twin, other * width + k
             target[other, counts[other]] = n
             counts[other] += 1
-    reverse = np.empty((n_atoms, width), np.int64)
-    translation = np.zeros((n_atoms, width, 3))
-    valid = np.zeros((n_atoms, width), np.bool_)
     for n in range(n_atoms):
         for k in range(counts[n]):
             entry = row[n, k]
@@ -96,7 +106,6 @@ def lay_out(
                 translation[n, k, axis] = s if entry % 2 == 0 else -s
         for k in range(counts[n], width):
             target[n, k], reverse[n, k] = n, n * width + k
-    return target, translation, reverse, valid
 
 
 @compiled()
@@ -130,13 +139,14 @@ def furthest(
         square = 0.0
         for axis in range(3):
             taken = x[0] * strain[0, axis] + x[1] * strain[1, axis] + x[2] * strain[2, axis]
-            square += (positions[n, axis] - x[axis] - taken) ** 2
+            way = positions[n, axis] - x[axis] - taken
+            square += way * way
         if square > largest[system[n]] or math.isnan(square):
             largest[system[n]] = square
     for s in range(len(cell)):
         square = 0.0
         for row in range(3):
             for axis in range(3):
-                square += strains[s, row, axis] ** 2
+                square += strains[s, row, axis] * strains[s, row, axis]
         closer = 0.5 * reach[()] * math.sqrt(square)
         largest[s] = wear[s] * (math.sqrt(largest[s]) + closer)

@@ -95,7 +95,7 @@ assert "torch" not in sys.modules
 from ase.build import molecule
 from mdlearn.atoms import to_system
 from mdlearn.jit import HELPER
-from mdlearn.lists import lay_out
+from mdlearn.lists import fill_rows
 from mdlearn.neighbors import build
 from mdlearn.potentials import beforehand
 from mdlearn.potentials.kernels.motion import arrive
@@ -103,7 +103,7 @@ beforehand.begin_dynamics()
 assert HELPER.process is None
 build(to_system(molecule("H2O")), 3.0)
 beforehand.place_of_motion(arrive)
-for function in (lay_out, arrive):
+for function in (fill_rows, arrive):
     assert function.stats.cache_hits
     assert not function.stats.cache_misses
 """

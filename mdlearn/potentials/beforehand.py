@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from mdlearn import jit
 from mdlearn.jit import HELPER, place_of
-from mdlearn.lists import lay_out
+from mdlearn.lists import fill_rows
 from mdlearn.meeting import meeting_of
 from mdlearn.potentials.kernels import (
     equivariant,
@@ -24,7 +24,14 @@ from mdlearn.potentials.kernels import (
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.learning_sums import add_gradient
 from mdlearn.potentials.kernels.motion import Found, Motion, arrive
-from mdlearn.potentials.kernels.rows import Array, Array1, Index1
+from mdlearn.potentials.kernels.rows import (
+    Array,
+    Array1,
+    Exact3,
+    Flags2,
+    Index1,
+    Index2,
+)
 from mdlearn.words import Form, Written, form_of
 
 GIVEN = {"equivariant": layout, "schnet": schnet, "painn": painn_layout}
@@ -36,12 +43,25 @@ BACKWARD: dict[str, Any] = {
     "painn": painn.backward,
 }
 """and its way to forces."""
+SHIFT, NUMBERS, ROWS = (Annotated[Array, Form(rank, "int32")] for rank in (2, 1, 2))
+GIVEN_LISTS = (
+    Index1,
+    Index1,
+    SHIFT,
+    tuple[Index1, Index1, Index1],
+    tuple[NUMBERS, NUMBERS, ROWS],  # type: ignore[valid-type]
+    Index2,
+    Exact3,
+    Index2,
+    Flags2,
+)
+"""See `lists.fill_rows`."""
 LISTS, MOTION, SUMS = "lists", "motion", "sums"
 
 
 def begin_dynamics() -> None:
     """Has compiled what all dynamics needs, whatever the network."""
-    HELPER.tell(lay_out, LISTS)
+    HELPER.tell(fill_rows, LISTS)
     HELPER.tell(arrive, MOTION)
 
 
@@ -63,8 +83,7 @@ def serve() -> None:
 def compile_(what: str, precision: str = "") -> None:
     """Compiles one of the functions above, by the words that stand for it there."""
     if what == LISTS:
-        given = (Index1, Index1, Annotated[Array, Form(2, "int32")], int, int)
-        place_of(lay_out, *(form_of(each, precision) for each in given))
+        place_of(fill_rows, *(form_of(each, precision) for each in GIVEN_LISTS))
     elif what == MOTION:
         place_of_motion(arrive)
     elif what == SUMS:

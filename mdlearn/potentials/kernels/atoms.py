@@ -73,8 +73,8 @@ def look(
         start = weights.wall[index[n], index[other]]
         if d < start:
             depth = 1.0 - d / start
-            energy += 0.5 * weights.stiffness * depth**3
-            push = -1.5 * weights.stiffness * depth**2 / start / d
+            energy += 0.5 * weights.stiffness * depth * depth * depth
+            push = -1.5 * weights.stiffness * depth * depth / start / d
             slope[0], slope[1], slope[2] = push * x, push * y, push * z
     work.within[n] = count
     work.energies[n] = energy + weights.reference[index[n]]

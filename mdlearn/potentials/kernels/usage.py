@@ -57,12 +57,13 @@ def usage(
     for p in range(len(first)):
         n = first[p]
         squared = squared_distance(positions, n, second[p], shift[p], cell[system[n]])
-        close[system[n]] = larger(close[system[n]], nearest[p] ** 2 / squared)
+        close[system[n]] = larger(close[system[n]], nearest[p] * nearest[p] / squared)
     for n in range(len(system)):
         s, f, p = system[n], forces[n], momenta[n]
-        square = (f[0] ** 2 + f[1] ** 2 + f[2] ** 2) / strongest[numbers[n]] ** 2
+        most = strongest[numbers[n]]
+        square = (f[0] * f[0] + f[1] * f[1] + f[2] * f[2]) / (most * most)
         strong[s] = larger(strong[s], square)
-        hot[s] += (p[0] ** 2 + p[1] ** 2 + p[2] ** 2) / (2.0 * masses[n])
+        hot[s] += (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / (2.0 * masses[n])
         counts[s] += 1.0
     for s in range(len(cell)):
         moved[s] = abs(energy[s] + hot[s] + bath[s] - conserved[s]) / counts[s] / drift
@@ -75,7 +76,8 @@ def squared_distance(positions: Array, n: int, j: int, shift: Array, box: Array)
     squared = 0.0
     for axis in range(3):
         translation = shift[0] * box[0, axis] + shift[1] * box[1, axis] + shift[2] * box[2, axis]
-        squared += (positions[j, axis] - positions[n, axis] + translation) ** 2
+        way = positions[j, axis] - positions[n, axis] + translation
+        squared += way * way
     return squared
 
 
