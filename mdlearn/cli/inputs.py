@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import ase
 import numpy as np
 from numpy.typing import NDArray
 
-from mdlearn.atoms import check_geometry, read_atoms, require_species, to_system
+from mdlearn.atoms import check_geometry, iterate_atoms, read_atoms, require_species, to_system
 from mdlearn.cli.console import Line, err
 from mdlearn.device import choose_device
 from mdlearn.errors import UsageError
@@ -38,6 +39,10 @@ def choose_structures(path: Path, frame: str) -> list[ase.Atoms]:
         DataError: see `read_atoms`.
         UsageError: the file has no such structures.
     """
+    if frame.isdecimal():  # nothing after it need be read
+        number = int(frame)
+        if found := list(islice(iterate_atoms(path), number, number + 1)):
+            return found
     structures = read_atoms(path)
     numbers = range(len(structures))
     if ":" in frame:
