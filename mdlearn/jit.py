@@ -8,7 +8,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
@@ -30,8 +29,6 @@ llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
 Function = TypeVar("Function", bound=Callable[..., Any])
-MOMENT = 0.005
-"""Seconds between looks at what another process has done."""
 COMPILER_ERRORS = (NumbaError, RuntimeError)
 """Where a function cannot be compiled; the second is of LLVM."""
 
@@ -252,7 +249,8 @@ class Helper:
         """
         self.action = action
         self.process: subprocess.Popen[str] | None = None
-        self.told: set[object] = set()
+        self.told: list[object] = []
+        """What it has not answered to yet."""
 
     def tell(self, function: Any, *words: str) -> None:
         """Has a function compiled, unless some of it is kept on disk already, or told before.
@@ -266,14 +264,15 @@ class Helper:
             return
         if self.process is None:
             module, verb = self.action.rsplit(".", 1)
-            command = [sys.executable, "-c", f"from {module} import {verb}; {verb}()"]
+            # From where this process has it: what is kept is of a place, and cannot be found else.
+            code = f"import sys; sys.path[:] = {sys.path}; from {module} import {verb}; {verb}()"
             pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
             self.process = subprocess.Popen(
-                command, stdin=pipe, stdout=nowhere, stderr=nowhere, text=True
+                [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=nowhere, text=True
             )
             atexit.register(self.dismiss)
         assert self.process.stdin is not None
-        self.told.add(function)
+        self.told.append(function)
         with suppress(BrokenPipeError):  # it has failed
             self.process.stdin.write(" ".join(words) + "\n")
             self.process.stdin.flush()
@@ -285,10 +284,14 @@ class Helper:
         return self.process.poll() is None
 
     def wait(self, function: Any) -> None:
-        """Waits until a function that it was told is kept, or will never be."""
-        while self.is_at(function):
-            time.sleep(MOMENT)
-        self.told.discard(function)
+        """Waits for an answer about a function that it was told; or for the end of the process."""
+        while function in self.told:
+            assert self.process is not None
+            assert self.process.stdout is not None
+            if not self.process.stdout.readline():
+                self.told.clear()
+                break
+            self.told.pop(0)
         if not self.told:
             self.dismiss()
 
@@ -306,9 +309,14 @@ HELPER = Helper("mdlearn.potentials.beforehand.serve")
 
 
 def serve(compile_: Callable[..., object]) -> None:
-    """Compiles what a `Helper` tells, until its process ends: `compile_` is given the words."""
+    """Compiles what a `Helper` tells, and answers, until its process ends.
+
+    Args:
+        compile_: is given the words.
+    """
     for line in sys.stdin:
         compile_(*line.split())
+        print(flush=True)
 
 
 def _is_kept(function: Any) -> bool:
