@@ -128,12 +128,15 @@ def compiled(
 def place_of(function: Any, *arguments: Any) -> int:
     """Where a function is in memory that is compiled, or was, for such arguments; for `call`.
 
+    If another process is at it, waits for that, and has what that keeps.
+
     Args:
         function: the function.
         arguments: or their types: of what it is given in memory, `words.kind_of`.
     """
     kinds = [each if isinstance(each, types.Type) else numba.typeof(each) for each in arguments]
     signature = tuple(kinds)
+    HELPER.wait(function)
     function.compile(signature)
     made = function.overloads[signature]
     place: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdlearn.jit import compiled
+from mdlearn.jit import HELPER, compiled
 
 
 def width_of_rows(widest: int, capacity: int) -> int:
@@ -43,6 +43,7 @@ def lay_out(
     target, reverse = np.empty(shape, np.int64), np.empty(shape, np.int64)
     translation, valid = np.zeros((*shape, 3)), np.zeros(shape, np.bool_)
     ends = (first, first[:-1].copy(), np.zeros(n_atoms, np.int64))
+    HELPER.wait(fill_rows)
     fill_rows(i, j, shift, ends, scratch, target, translation, reverse, valid)
     return target, translation, reverse, valid
 
@@ -120,9 +121,9 @@ def furthest(
 ) -> None:
     """`neighbors.moved_since_build` in one loop.
 
-    Operations would be half of a step of a small system.
-    Cells are those now, those of the lists, their inverse, and the wear of lists. What is found is
-    written to `largest` (n_systems,), and strains (n_systems, 3, 3) are overwritten.
+    Operations would be half of a step of a small system. Cells are those now, those of the lists,
+    their inverse, and the wear of lists. What is found is written to `largest` (n_systems,), and
+    strains (n_systems, 3, 3) are overwritten.
     """
     cell, reference_cell, inverse_cell, wear = cells
     for s in range(len(cell)):

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.errors import DataError, UnstableError
-from mdlearn.jit import HELPER
-from mdlearn.lists import fill_rows, lay_out, width_of_rows
+from mdlearn.lists import lay_out, width_of_rows
 from mdlearn.system import System
 
 LARGEST_EXTENT = 1e5
@@ -53,7 +52,6 @@ def search(system: System, index: int, reach: float, capacity: int) -> Rows:
     _check_geometry(positions, cell, pbc, index)
     pairs = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, shift = pairs.compute(positions, _complete(cell, pbc), pbc, "ijS")
-    HELPER.wait(fill_rows)
     rows = lay_out(i.astype(np.int64), j.astype(np.int64), shift, len(positions), capacity)
     return Rows(*map(torch.from_numpy, rows))
 

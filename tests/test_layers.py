@@ -48,7 +48,7 @@ ALLOWED = {
     "units": set[str](),
     "errors": set[str](),
     "system": {"units", "errors"},
-    "search": {"system", "errors", "jit", "lists"},
+    "search": {"system", "errors", "lists"},
     "neighbors": {"search", "system", "lists"},
     "division": {"neighbors", "system"},
     "potentials": {"potentials", "division", *CORE},

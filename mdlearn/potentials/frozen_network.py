@@ -122,9 +122,7 @@ class FrozenNetwork(Frozen):
             # Nobody looks at it later.
             assert kind_of(inputs.value) == Written(form_of(Inputs, ""))
             assert kind_of(motion) == Written(form_of(Motion, ""))
-            departs = place_of_motion(depart)
-            HELPER.wait(arrive)
-            self.around = departs, place_of_motion(arrive)
+            self.around = place_of_motion(depart), place_of_motion(arrive)
         moves = self.rest if motion is self.rest.value else Words(motion)
         weights, results = self.known
         calls = (*places, *self.around)
@@ -164,7 +162,6 @@ class FrozenNetwork(Frozen):
         place_of(sweep, 0, (0, 0), 0, (0,) * 4, (0,) * 5, 0, meeting_of(1))
         if HELPER.is_at(self.loops.backward):  # there is time for what may not be needed
             place_of_motion(depart)
-        HELPER.wait(self.loops.backward)
         return forward, place_of(self.loops.backward, 0, 0, *known)
 
     def look(self, system: System, neighbors: Neighbors) -> Words[Inputs]:
