@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdlearn.jit import HELPER, compiled
+from mdlearn.words import Exact3, Flags2, Index1, Index2, Short1, Short2
 
 
 def width_of_rows(widest: int, capacity: int) -> int:
@@ -50,15 +51,15 @@ def lay_out(
 
 @compiled()
 def fill_rows(
-    i: NDArray[np.int64],
-    j: NDArray[np.int64],
-    shift: NDArray[np.int32],
-    ends: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    scratch: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    target: NDArray[np.int64],
-    translation: NDArray[np.float64],
-    reverse: NDArray[np.int64],
-    valid: NDArray[np.bool_],
+    i: Index1,
+    j: Index1,
+    shift: Short2,
+    ends: tuple[Index1, Index1, Index1],
+    scratch: tuple[Short1, Short1, Short2],
+    target: Index2,
+    translation: Exact3,
+    reverse: Index2,
+    valid: Flags2,
 ) -> None:
     """Fills in what `lay_out` returns; only padding of shifts and validity is there before.
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numpy.typing import NDArray
 
 from mdlearn.jit import compiled, instruction
+from mdlearn.words import Index1
 
-Meeting = NDArray[np.int64]
+Meeting = Index1
 """(3,): how many threads meet, how often one has arrived, and whether one has given up."""
 X86 = ("x86_64", "AMD64")
 """What processors are called that have a word for a moment of rest."""

@@ -28,6 +28,7 @@ from numba.core.datamodel.models import PointerModel
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic, register_model
 from numba.np.numpy_support import from_dtype
+from numpy.typing import NDArray
 
 Value = TypeVar("Value", bound=tuple[Any, ...])
 
@@ -56,6 +57,26 @@ class Form(NamedTuple):
     """NumPy's name of the type of its numbers, or nothing where the precision settles it."""
 
 
+Array1 = Annotated[NDArray[Any], Form(1)]
+Array2 = Annotated[NDArray[Any], Form(2)]
+Array3 = Annotated[NDArray[Any], Form(3)]
+Array4 = Annotated[NDArray[Any], Form(4)]
+Array5 = Annotated[NDArray[Any], Form(5)]
+Array6 = Annotated[NDArray[Any], Form(6)]
+"""Of so many axes, in the precision of the network;"""
+Exact0 = Annotated[NDArray[Any], Form(0, "float64")]
+Exact1 = Annotated[NDArray[Any], Form(1, "float64")]
+Exact2 = Annotated[NDArray[Any], Form(2, "float64")]
+Exact3 = Annotated[NDArray[Any], Form(3, "float64")]
+Exact4 = Annotated[NDArray[Any], Form(4, "float64")]
+Short1 = Annotated[NDArray[Any], Form(1, "int32")]
+Short2 = Annotated[NDArray[Any], Form(2, "int32")]
+Index1 = Annotated[NDArray[Any], Form(1, "int64")]
+Index2 = Annotated[NDArray[Any], Form(2, "int64")]
+Flags2 = Annotated[NDArray[Any], Form(2, "bool")]
+"""and of a type that is always the same."""
+
+
 def form_of(hint: Any, precision: str) -> Any:
     """The type for compiled functions of what an annotation says.
 
@@ -73,6 +94,19 @@ def form_of(hint: Any, precision: str) -> Any:
     if get_origin(hint) is tuple:
         return types.BaseTuple.from_types([form_of(each, precision) for each in get_args(hint)])
     return {float: types.float64, int: types.int64}[hint]
+
+
+def forms_of(function: Any, precision: str = "") -> list[Any]:
+    """The types of what a compiled function is annotated to be given; see `form_of`.
+
+    A named tuple goes by its address where a function is only called by its place in memory.
+    """
+    hints = get_type_hints(function.py_func, include_extras=True)
+    del hints["return"]
+    forms = [form_of(each, precision) for each in hints.values()]
+    if not function.targetoptions["no_cpython_wrapper"]:
+        return forms
+    return [Written(each) if isinstance(each, types.BaseNamedTuple) else each for each in forms]
 
 
 def kind_of(value: object) -> Any:

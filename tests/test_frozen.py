@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ase
+import numba
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,7 @@ from mdlearn.potentials.threads import FEW_PAIRS
 from mdlearn.simulate import isolated, simulate, start
 from mdlearn.system import Evaluation, System, concatenate
 from mdlearn.units import fs, kB
-from mdlearn.words import kind_of
+from mdlearn.words import forms_of, kind_of
 
 
 def assert_same(ours: Evaluation, theirs: Evaluation, tolerance: float) -> None:
@@ -445,12 +446,14 @@ def test_loops_are_given_what_their_layouts_declare(
     network = random_network(ARCHITECTURES[architecture]).to(precision)
     ours = freeze(network)
     assert isinstance(ours, FrozenNetwork)
-    assert ours.loops.backward is beforehand.BACKWARD[architecture]
+    assert ours.loops.backward is beforehand.FUNCTIONS[architecture]
     system = to_system(crystal())
     neighbors = build(system, network.cutoff, 0.5)
     inputs, work = ours.look(system, neighbors).value, ours.room(ours.weights, *neighbors.j.shape)
-    declared = beforehand.kinds_of_network(architecture, str(precision).removeprefix("torch."))
-    assert declared == [kind_of(each) for each in (inputs, ours.weights, work)]
+    known = [kind_of(each) for each in (inputs, ours.weights, work)]
+    for loop in (ours.loops.forward, ours.loops.backward):
+        declared = forms_of(loop, str(precision).removeprefix("torch."))
+        assert declared == [numba.int64, numba.int64, *known]
 
 
 def test_how_tensors_lie_in_memory_does_not_matter() -> None:

@@ -120,15 +120,17 @@ assert "torch" not in sys.modules
     use = """
 from ase.build import molecule
 from mdlearn.atoms import to_system
-from mdlearn.jit import HELPER
+from mdlearn.jit import HELPER, place_of
 from mdlearn.lists import fill_rows
 from mdlearn.neighbors import build
 from mdlearn.potentials import beforehand
 from mdlearn.potentials.kernels.motion import arrive
-beforehand.begin_dynamics()
+from mdlearn.words import forms_of
+for what in (beforehand.LISTS, beforehand.MOTION):
+    beforehand.begin(what)
 assert HELPER.process is None
 build(to_system(molecule("H2O")), 3.0)
-beforehand.place_of_motion(arrive)
+place_of(arrive, *forms_of(arrive))
 for function in (fill_rows, arrive):
     assert function.stats.cache_hits
     assert not function.stats.cache_misses

@@ -41,9 +41,10 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         if cmd_name == DYNAMICS:  # to import torch takes as long as to compile a neighbor list
-            from mdlearn.potentials.beforehand import begin_dynamics
+            from mdlearn.potentials.beforehand import LISTS, MOTION, begin
 
-            begin_dynamics()
+            begin(LISTS)
+            begin(MOTION)
         command = import_module(f"mdlearn.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command

@@ -14,7 +14,7 @@ from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.matrices import packed
 from mdlearn.meeting import Meeting, give_up, meeting_of
 from mdlearn.neighbors import Neighbors
-from mdlearn.potentials.beforehand import begin_backward, place_of_motion
+from mdlearn.potentials.beforehand import begin
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.kernels.atoms import Inputs, total
 from mdlearn.potentials.kernels.motion import Found, Motion, arrive, depart, rest
@@ -24,7 +24,7 @@ from mdlearn.potentials.network import Network
 from mdlearn.potentials.threads import Team
 from mdlearn.potentials.wall import STIFFNESS
 from mdlearn.system import Evaluation, System
-from mdlearn.words import Words, Written, form_of, kind_of
+from mdlearn.words import Words, forms_of, kind_of
 
 BLOCK = 16
 """Atoms whose linear maps are one matrix product, and that one thread takes at a time, at most."""
@@ -118,13 +118,13 @@ class FrozenNetwork(Frozen):
             self.known, self.rooms = [Words(self.weights), Words(found)], {}
         work, inputs = self.work, self.look(system, neighbors)
         places = self.places = self.places or self._compile(inputs.value)
+        weights, results = self.known
         if motion.steps and not self.around[0]:
             # Nobody looks at it later.
-            assert kind_of(inputs.value) == Written(form_of(Inputs, ""))
-            assert kind_of(motion) == Written(form_of(Motion, ""))
-            self.around = place_of_motion(depart), place_of_motion(arrive)
+            taken = forms_of(arrive)
+            assert taken[2:5] == [kind_of(inputs.value), kind_of(results.value), kind_of(motion)]
+            self.around = place_of(depart, *taken), place_of(arrive, *taken)
         moves = self.rest if motion is self.rest.value else Words(motion)
-        weights, results = self.known
         calls = (*places, *self.around)
 
         def part(blocks: tuple[int, int], meeting: Meeting) -> None:
@@ -152,16 +152,16 @@ class FrozenNetwork(Frozen):
 
     def begin_compiling(self) -> None:
         """See `Frozen`."""
-        begin_backward(self.loops.name, str(self.precision).removeprefix("torch."))
+        begin(self.loops.name, str(self.precision).removeprefix("torch."))
 
     def _compile(self, inputs: Inputs) -> tuple[int, int]:
         """Compiles the loops, or loads them; another process does half of it, if it can."""
         known = [kind_of(each) for each in (inputs, self.weights, self.work)]
         self.begin_compiling()
         forward = place_of(self.loops.forward, 0, 0, *known)
-        place_of(sweep, 0, (0, 0), 0, (0,) * 4, (0,) * 5, 0, meeting_of(1))
+        place_of(sweep, *forms_of(sweep))
         if HELPER.is_at(self.loops.backward):  # there is time for what may not be needed
-            place_of_motion(depart)
+            place_of(depart, *forms_of(depart))
         return forward, place_of(self.loops.backward, 0, 0, *known)
 
     def look(self, system: System, neighbors: Neighbors) -> Words[Inputs]:

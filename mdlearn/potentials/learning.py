@@ -32,7 +32,7 @@ from mdlearn.matrices import packed, panels
 from mdlearn.meeting import Meeting, meeting_of
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials import equivariant
-from mdlearn.potentials.beforehand import begin_sums
+from mdlearn.potentials.beforehand import SUMS, begin
 from mdlearn.potentials.equivariant import DEGREE, Equivariant, Message, Product
 from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_equivariant import couplings, harmonic_table
@@ -205,7 +205,7 @@ class Loops(Frozen):
 
     def _compile(self, inputs: Inputs, work: layout.Pass) -> None:
         """Compiles the pass, or loads it; another process does the sums meanwhile, if it can."""
-        begin_sums()
+        begin(SUMS, "float32")
         known = (inputs, self.weights, work, meeting_of(1))
         place_of(kernel.sweep, (0, 0), (0, 0), 1, True, *known)
         HELPER.wait(add_gradient)

@@ -15,7 +15,8 @@ from mdlearn.lanes import WIDTH, load, store
 from mdlearn.lanes import total as total_of
 from mdlearn.matrices import multiply_into
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.rows import Array, Exact2, Exact3, Flags2, Index1, Index2, clear
+from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.words import Exact2, Exact3, Flags2, Index1, Index2
 
 
 class Inputs(NamedTuple):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.rows import (
+from mdlearn.potentials.kernels.sphere import HARMONICS
+from mdlearn.words import (
     Array1,
     Array2,
     Array3,
@@ -23,7 +24,6 @@ from mdlearn.potentials.kernels.rows import (
     Index1,
     Index2,
 )
-from mdlearn.potentials.kernels.sphere import HARMONICS
 
 LANES = 16
 """Features and radial functions come in bundles of this, filled up with zeros."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.rows import (
+from mdlearn.words import (
     Array1,
     Array2,
     Array3,

@@ -16,6 +16,7 @@ from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs
 from mdlearn.potentials.kernels.learning_layout import Gradient, Pass, Weights
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.words import Array1, Index1
 
 FEW = 64
 """Atoms that are summed up at once: libraries are faster with products that need no packing."""
@@ -151,8 +152,8 @@ def _add_of_head(
 def add_gradient(
     parts: tuple[int, int],
     atoms: tuple[int, int],
-    factors: Array,
-    index: Array,
+    factors: Array1,
+    index: Index1,
     weights: Weights,
     work: Pass,
     gradient: Gradient,

@@ -16,8 +16,9 @@ from mdlearn.jit import call, compiled
 from mdlearn.lists import furthest
 from mdlearn.meeting import Meeting, meet
 from mdlearn.potentials.kernels.atoms import Inputs
-from mdlearn.potentials.kernels.rows import Exact0, Exact1, Exact2, Exact3, Exact4, Index1, copy
+from mdlearn.potentials.kernels.rows import copy
 from mdlearn.potentials.kernels.usage import larger, usage
+from mdlearn.words import Exact0, Exact1, Exact2, Exact3, Exact4, Index1
 
 GONE, STALE, TRIPPED = 1, 2, 3
 """Why loops stop before the last step: in the next one an atom would leave its list, a list is to

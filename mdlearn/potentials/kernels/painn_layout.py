@@ -9,17 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mdlearn.potentials.kernels.rows import (
-    Array1,
-    Array2,
-    Array3,
-    Array4,
-    Exact1,
-    Exact2,
-    Exact3,
-    Index1,
-    Index2,
-)
+from mdlearn.words import Array1, Array2, Array3, Array4, Exact1, Exact2, Exact3, Index1, Index2
 
 
 class Weights(NamedTuple):

@@ -15,22 +15,7 @@ from mdlearn.lanes import WIDTH, alike, load, store, total
 from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import shifted_softplus
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
-from mdlearn.potentials.kernels.rows import (
-    Array,
-    Array1,
-    Array2,
-    Array3,
-    Array4,
-    Exact1,
-    Exact2,
-    Exact3,
-    Index1,
-    Index2,
-    add,
-    clear,
-    copy,
-    scale,
-)
+from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import (
     ROWS,
     add_shares,
@@ -40,6 +25,7 @@ from mdlearn.potentials.kernels.spline import (
     share_of,
     tasks_of,
 )
+from mdlearn.words import Array1, Array2, Array3, Array4, Exact1, Exact2, Exact3, Index1, Index2
 
 
 class Weights(NamedTuple):
