@@ -397,9 +397,8 @@ class PotentialChecks(ABC):
 
     # Compilation
 
-    @pytest.mark.parametrize("name", ["molecule", "triclinic"])
-    def test_compiled_evaluation_is_eager(self, potential: nn.Module, name: str) -> None:
-        system = to_system(SYSTEMS[name]())
+    def test_compiled_evaluation_is_eager(self, potential: nn.Module) -> None:
+        system = concatenate([to_system(SYSTEMS[name]()) for name in ("molecule", "triclinic")])
         neighbors = build(system, potential.cutoff)
         with compiler() as compiled:
             found = compiled(lambda s, n: evaluate(potential, s, n))(system, neighbors)
