@@ -18,6 +18,7 @@ from torch import Tensor
 from mdlearn.graph import capture, place_for, put
 from mdlearn.guards import LARGEST_DRIFT, Watched, largest_kinetic_energy
 from mdlearn.integrators.integrator import State, Surroundings
+from mdlearn.launched import launched
 from mdlearn.potentials.elements import HEAVIEST
 from mdlearn.potentials.evaluate import Frozen
 
@@ -49,6 +50,7 @@ class RecordedSteps:
             RuntimeError: it cannot be recorded.
         """
         self.dynamics = dynamics
+        self.step = launched(dynamics.integrator, conserved).step
         self.shape = shape_of(lists)
         self.state = place_for(state)
         self.conserved = place_for(conserved)
@@ -65,7 +67,7 @@ class RecordedSteps:
         forces = self.dynamics.forces(self.neighbors)
         noise, kT, pressure = self.world
         surroundings = Surroundings(noise, kT, pressure, self.neighbors)
-        after = self.dynamics.integrator.step(self.state, forces, surroundings)
+        after = self.step(self.state, forces, surroundings)
         seen = self._look(after)
         put(after, self.state)
         return seen

@@ -19,11 +19,11 @@ from triton.compiler import ASTSource, make_backend
 
 from mdlearn.atoms import to_system
 from mdlearn.guards import watch
-from mdlearn.integrators import velocity_verlet
+from mdlearn.integrators import csvr, langevin, nose_hoover, velocity_verlet
 from mdlearn.neighbors import build
 from mdlearn.potentials import frozen_cuda, frozen_cuda_equivariant, frozen_cuda_filters
 from mdlearn.potentials.equivariant import Equivariant
-from mdlearn.potentials.kernels import triton_systems
+from mdlearn.potentials.kernels import triton_motion, triton_systems
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
 from mdlearn.recorded import RecordedSteps
@@ -93,8 +93,12 @@ for name in ("geometry", "pair", "atom"):
     setattr(frozen_cuda_equivariant, name, compiled(getattr(frozen_cuda_equivariant, name)))
 frozen_cuda_filters.kernel = compiled(frozen_cuda_filters.kernel)
 frozen_cuda.geometry = frozen_cuda_filters.geometry = frozen_cuda_equivariant.geometry
-for name in ("add_up", "look_at"):
-    setattr(triton_systems, name, Compiled(getattr(triton_systems, name)))
+for module, names in (
+    (triton_systems, ("add_up", "look_at")),
+    (triton_motion, ("depart", "arrive", "book", "thermalize")),
+):
+    for name in names:
+        setattr(module, name, Compiled(getattr(module, name)))
 system = to_system(molecule("H2O"))
 for dtype in (torch.float32, torch.float64):
     network = random_network(Equivariant).to(dtype)
@@ -103,8 +107,8 @@ for dtype in (torch.float32, torch.float64):
     for architecture in (SchNet, PaiNN):
         filtered = random_network(architecture).to(dtype)
         frozen_cuda_filters.FrozenFiltersOnGPU(filtered).evaluate(system, lists)
-dynamics = isolated(random_network(Equivariant), velocity_verlet(0.1), system)
-first = start(dynamics, system, torch.zeros_like(system.positions))
-RecordedSteps(
-    dynamics, first.state, Lists(lists, watch(lists, system, None, 0.0)), first.conserved
-)._step()
+for integrator in (velocity_verlet(0.1), langevin(0.1, 0.1), csvr(0.1, 1.0), nose_hoover(0.1, 1.0)):
+    dynamics = isolated(random_network(Equivariant), integrator, system)
+    first = start(dynamics, system, torch.zeros_like(system.positions))
+    lists = Lists(first.neighbors, watch(first.neighbors, system, None, 0.0))
+    RecordedSteps(dynamics, first.state, lists, first.conserved)._step()

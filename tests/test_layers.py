@@ -56,9 +56,11 @@ ALLOWED = {
     "guards": {"integrators", "potentials.wall", "potentials.kernels.usage", *CORE},
     "trips": {"guards", "integrators", *CORE},
     "momenta": {"system", "jit"},
+    "launched": {"integrators", "potentials.frozen_cuda", "potentials.kernels", *CORE},
     "recorded": {
         "guards",
         "integrators",
+        "launched",
         "potentials.elements",
         "potentials.evaluate",
         "potentials.frozen_cuda",

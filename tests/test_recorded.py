@@ -14,8 +14,11 @@ from mdlearn import recorded, steps
 from mdlearn.atoms import to_system
 from mdlearn.graph import tensors_of
 from mdlearn.guards import make_limits, shares
+from mdlearn.integrators import csvr
+from mdlearn.launched import launched
 from mdlearn.momenta import maxwell_boltzmann
 from mdlearn.neighbors import WORN, build, moved_since_build
+from mdlearn.potentials import frozen_cuda
 from mdlearn.potentials.egnn import EGNN
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
@@ -30,6 +33,7 @@ from mdlearn.simulate import (
     _list,
     _steps_ahead,
     piecewise_linear,
+    piecewise_linear_each,
     simulate,
     start,
 )
@@ -42,6 +46,13 @@ from mdlearn.training.recorded import Recordings, gradient_of
 from mdlearn.units import GPa, kB
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _few_atoms_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter finds the largest of numbers one by one, also of those that are not there."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(frozen_cuda, "ATOMS", 16)
 
 
 def chosen() -> Evaluable:
@@ -84,6 +95,9 @@ def test_a_recording_changes_no_bit(
     ends = []
     for pays in (True, False):
         monkeypatch.setattr(steps, "pays", lambda *_, pays=pays: pays)
+        if not pays:
+            integrator = launched(dynamics.integrator, first.conserved)
+            dynamics = dynamics._replace(integrator=integrator)
         block = steps.Steps(dynamics)
         snapshot = first
         for end in (20, 40):
@@ -98,6 +112,61 @@ def test_a_recording_changes_no_bit(
     for ours, theirs in zip(tensors_of(one), tensors_of(two), strict=True):
         assert torch.equal(ours, theirs)
     assert one.step == two.step == 40
+
+
+@pytest.mark.parametrize("block", [8, 512])
+@pytest.mark.parametrize("ensemble", ["nve", "langevin", "csvr", "nose-hoover"])
+def test_launches_are_the_step_of_the_integrator(
+    ensemble: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever system an atom belongs to, and at however many atoms a program looks at a time."""
+    monkeypatch.setattr(frozen_cuda, "ATOMS", block)
+    parts = [crystal(), molecule(), ase.Atoms("O"), crystal(seed=1), molecule("H2O")]
+    system = System(*(each.to(DEVICE) for each in concatenate([to_system(p) for p in parts])))
+    kT = piecewise_linear_each([[(0, (400.0 + 50.0 * s) * kB)] for s in range(5)], system)
+    dynamics = dynamics_of(ensemble, chosen(), system)._replace(kT=kT)
+    first = hot_start(dynamics, system)
+    forces = dynamics.forces(first.neighbors)
+    ours = theirs = first.state
+    integrator = dynamics.integrator
+    step = launched(integrator, first.conserved).step
+    for surroundings in dynamics.surroundings(ours, 10):
+        ours, theirs = (
+            step(ours, forces, surroundings),
+            integrator.step(theirs, forces, surroundings),
+        )
+    assert ours.step == theirs.step == 10
+    pairs = [
+        (ours.system.positions, theirs.system.positions),
+        (ours.momenta, theirs.momenta),
+        (ours.bath, theirs.bath),
+        (ours.variables, theirs.variables),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    baths = ours.bath.abs() > 1e-4
+    assert baths.sum() == (0 if ensemble == "nve" else len(parts) if ensemble == "langevin" else 4)
+    assert ours.variables.abs().sum() > 1e-3 or ensemble != "nose-hoover"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_thermostat_draws_for_as_many_degrees_of_freedom_as_there_are(count: int) -> None:
+    """So strong a coupling that a system forgets what it was, and that signs change."""
+    parts = [molecule("H2O") for _ in range(count)]
+    system = System(*(each.to(DEVICE) for each in concatenate([to_system(p) for p in parts])))
+    dynamics = dynamics_of("csvr", chosen(), system)
+    first = hot_start(dynamics, system)
+    still = first.state.momenta * (system.system != 1)[:, None]  # the second one is at rest
+    ours = theirs = first.state._replace(momenta=still)
+    forces = dynamics.forces(first.neighbors)
+    strong = csvr(0.001, 1e-5)
+    step = launched(strong, first.conserved).step
+    for surroundings in dynamics_of("csvr", chosen(), system).surroundings(ours, 12):
+        ours = step(ours, forces, surroundings)
+        theirs = strong.step(theirs, forces, surroundings)
+        assert torch.equal(ours.momenta.sign(), theirs.momenta.sign())
+    torch.testing.assert_close(ours.momenta, theirs.momenta, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(ours.bath, theirs.bath, rtol=1e-9, atol=1e-11)
 
 
 def test_a_snapshot_is_not_overwritten_by_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
