@@ -112,7 +112,8 @@ def step(
 def _compile(network: torch.nn.Module, frame: AtomicDataDict.Type, target: str) -> None:
     """Runs `nequip-compile` on a network that is at hand, which it would read from a file."""
     # The stress is compared, too, and must be a number in float32.
-    frame.setdefault("cell", 1e2 * torch.eye(3, dtype=torch.float64)[None])
+    if "cell" not in frame or not frame["cell"].any():
+        frame["cell"] = 1e2 * torch.eye(3, dtype=torch.float64)[None]
     shifts = torch.zeros(frame["edge_index"].shape[1], 3, dtype=torch.float64)
     frame.setdefault("edge_cell_shift", shifts)
     nequip.scripts.compile.load_saved_model = lambda *_, return_data_dict: (network, frame)
