@@ -20,7 +20,7 @@ from mdlearn.potentials.kernels.atoms import envelope
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH, Scalar
 
-LANES = 16
+LANES = 8
 """Neighbors come in bundles of this."""
 FAR = 1e8
 """Å, how far away what fills up a bundle is."""
@@ -131,37 +131,39 @@ def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
 @compiled(inner=True)
 def _soften(x: float, core: float) -> tuple[float, float]:
     """As in `mdlearn.potentials.classical`, and its derivative."""
-    depth = 1.0 - x / core
+    depth = 1.0 - x * (1.0 / core)
     depth = depth if depth > 0.0 else 0.0
     return x + core / 3.0 * depth * depth * depth, 1.0 - depth * depth
 
 
 @compiled(error_model="numpy")
-def lennard_jones(d: float, parameters: Array) -> tuple[float, float]:
-    """V = 4ε (s⁻¹² - s⁻⁶), s = d/σ, softened, and V'. Parameters: 1/σ, 4ε, the core."""
+def lennard_jones(d: float, parameters: Array) -> tuple[float, float, float]:
+    """V = 4ε (s⁻¹² - s⁻⁶), s = d/σ, softened; V' and 1/d. Parameters: 1/σ, 4ε, the core."""
     scale, strength = parameters[3], parameters[4]
     s, rise = _soften(d * scale, parameters[5])
-    inverse = 1.0 / s
+    both = 1.0 / (s * d)  # one division for 1/s and 1/d
+    inverse = both * d
     a = inverse * inverse * inverse
     a *= a
     v = strength * (a * a - a)
-    return v, strength * (6.0 * a - 12.0 * a * a) * inverse * rise * scale
+    return v, strength * (6.0 * a - 12.0 * a * a) * inverse * rise * scale, both * s
 
 
 @compiled()
-def morse(d: float, parameters: Array) -> tuple[float, float]:
-    """V = D (1 - exp(-a (d - d₀)))² - D, and V'. Parameters: D, a, d₀."""
+def morse(d: float, parameters: Array) -> tuple[float, float, float]:
+    """V = D (1 - exp(-a (d - d₀)))² - D, V' and 1/d. Parameters: D, a, d₀."""
     depth, steepness = parameters[3], parameters[4]
     decay = math.exp(-steepness * (d - parameters[5]))
-    return depth * decay * (decay - 2.0), -2.0 * depth * steepness * decay * (decay - 1.0)
+    slope = -2.0 * depth * steepness * decay * (decay - 1.0)
+    return depth * decay * (decay - 2.0), slope, 1.0 / d
 
 
 @compiled(error_model="numpy")
-def zbl(d: float, parameters: Array) -> tuple[float, float]:
-    """V = A/x sum_i w_i e^(-b_i x), x = d/a, softened, and V'. Parameters: 1/a, A, core, w, b."""
+def zbl(d: float, parameters: Array) -> tuple[float, float, float]:
+    """V = A/x sum_i w_i e^(-b_i x), x = d/a, softened; V', 1/d. Parameters: 1/a, A, core, w, b."""
     scale, strength = parameters[3], parameters[4]
     if d >= parameters[2]:
-        return 0.0, 0.0
+        return 0.0, 0.0, 1.0 / d
     x, rise = _soften(d * scale, parameters[5])
     screened, falls = 0.0, 0.0
     for i in range(6, 10):
@@ -169,7 +171,7 @@ def zbl(d: float, parameters: Array) -> tuple[float, float]:
         screened += part
         falls += parameters[4 + i] * part
     v = strength / x * screened
-    return v, -(v + strength * falls) / x * rise * scale
+    return v, -(v + strength * falls) / x * rise * scale, 1.0 / d
 
 
 @compiled(inner=True)
@@ -189,8 +191,9 @@ def _gather(near: Array, here: int, points: Array, cutoff: float, vectors: Array
 def _summing(function: Any) -> Any:
     """The loop over some neighbors of one element, for a function of distance V.
 
-    It returns the sums of V f(d), of F = V' r/d (3,), and of F ⊗ r (xx, yy, zz, xy, xz, yz); walls
-    included. Within it nothing is written, which would be taken to change what is read.
+    The function returns V, V' and 1/d; the loop the sums of V f(d), of F = V' r/d (3,), and of
+    F ⊗ r (xx, yy, zz, xy, xz, yz); walls included. Within it nothing is written, which would be
+    taken to change what is read.
     """
 
     @compiled(fastmath=FASTMATH, error_model="numpy", keep=False)
@@ -201,13 +204,13 @@ def _summing(function: Any) -> Any:
             dx, dy, dz = vectors[0, k], vectors[1, k], vectors[2, k]
             square = dx * dx + dy * dy + dz * dz
             d = math.sqrt(1e-12 if square < 1e-12 else square)
-            v, slope = function(d, p)
+            v, slope, over_d = function(d, p)
             cut, d_cut = envelope(d * reach)
             depth = 1.0 - d * wall
             depth = depth if depth > 0.0 else 0.0
             push = stiffness * depth * depth
             energy += v * cut + push * depth
-            s = (slope * cut + v * d_cut * reach - 3.0 * push * wall) / d
+            s = (slope * cut + v * d_cut * reach - 3.0 * push * wall) * over_d
             fx, fy, fz = s * dx, s * dy, s * dz
             x += fx
             y += fy
