@@ -204,6 +204,7 @@ def lennard_jones(cells: int, steps: int, timestep: float) -> dict[str, Any]:
     dynamics = isolated(freeze(potential), velocity_verlet(timestep * units.fs), system)
     dynamics = dynamics._replace(limits=limits, skin=PAIRWISE_SKIN)
     snapshot = start(dynamics, system, maxwell_boltzmann(system, kT, [0]))
+    choose_threads(dynamics.potential, system, snapshot.neighbors, snapshot.neighbors.j.numel())
 
     def advance(snapshot: Snapshot, steps: int) -> Snapshot:
         end = snapshot.state.step + steps

@@ -66,6 +66,8 @@ class Frozen(ABC):
         """Has nobody yet to share work."""
         self.team = Team()
         """The threads that share an evaluation, on a CPU; their number changes no bits."""
+        self.most = 0
+        """That there may be, once that is known."""
 
     @abstractmethod
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
@@ -83,13 +85,15 @@ class Frozen(ABC):
     def choose_threads(self, system: System, neighbors: Neighbors) -> None:
         """Settles how many threads share an evaluation of batches like this one, with its pairs.
 
-        Up to as many as torch has are tried, and all taken where there is enough for all to do.
+        Up to as many as torch had are tried, and all taken where there is enough for all to do.
+        Torch is left one: its own would wait for its next operation on the cores that these need.
         """
-        most = torch.get_num_threads()
+        self.most = self.most or torch.get_num_threads()
+        torch.set_num_threads(1)
         if neighbors.j.numel() > MANY_PAIRS:
-            self.team.size = most
+            self.team.size = self.most
         else:
-            self.team.measure(most, lambda: self.evaluate(system, neighbors))
+            self.team.measure(self.most, lambda: self.evaluate(system, neighbors))
 
 
 Evaluable = Potential | Frozen

@@ -86,8 +86,6 @@ class Training:
         """That give gradients and errors faster than autograd, if there are any for the network."""
         self.without_loops = ""
         """Why there are loops that are not used."""
-        self.threads = torch.get_num_threads()
-        """That there may be."""
         self.typical: Example | None = None
         """A batch to try numbers of threads on."""
         self.weights = weights
@@ -120,23 +118,18 @@ class Training:
             self.loops = self.averaged_loops = None
             return
         self.averaged_loops.team = self.loops.team
-        self.threads, self.typical = torch.get_num_threads(), concatenate([example] * count)
+        self.typical = concatenate([example] * count)
         self.choose_threads()
 
     def choose_threads(self) -> None:
-        """Settles how many threads share a batch; torch itself is left one.
-
-        Those of torch would wait for their next operation on the cores that loops need.
-        """
+        """Settles how many threads share a batch."""
         if self.loops is None or self.typical is None:
             return
-        torch.set_num_threads(self.threads)
         try:
             self.loops.choose_threads(self.typical.system, self.typical.neighbors)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):  # a step knows what to do about that
                 raise
-        torch.set_num_threads(1)
 
     def advance(self, loss: Tensor, rate: float) -> None:
         """Takes a step along the gradient that the parameters hold.
