@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
@@ -26,6 +27,8 @@ WIDTH = 32
 """Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
 HALF = WIDTH // 2
 """Numbers in what is loaded by halves, where more than a few values are to stay in registers."""
+REGISTER = 64 if get_host_cpu_features().get("avx512f") else 32
+"""Bytes of the widest registers: of AVX-512, or of AVX2; NEON has two where AVX2 has one."""
 LINE = 64
 """Bytes that a cache has in one piece."""
 PERMITTED = ("contract", "nsz")

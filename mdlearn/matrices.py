@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numpy.typing import NDArray
 
 from mdlearn.jit import instruction
-from mdlearn.lanes import PERMITTED, WIDTH, splat
+from mdlearn.lanes import PERMITTED, REGISTER, WIDTH, splat
 
 Array = NDArray[Any]
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
@@ -32,7 +31,7 @@ SIGNATURE = (
     *(ANYTHING, ANYTHING, WORD),  # a number, and the product
 )
 """Of `numba_xxgemm`, by which Numba asks scipy's BLAS; that has columns where arrays have rows."""
-ROWS = 4 if get_host_cpu_features().get("avx512f") else 2
+ROWS = REGISTER // 16
 """Of a product, whose sums in float32 stay in registers together: in half of those of AVX2 or NEON,
 and in a quarter of those of AVX-512."""
 

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlearn.jit import compiled
+from mdlearn.lanes import REGISTER
 from mdlearn.potentials.kernels.atoms import envelope
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH, Scalar
 
-LANES = 8
-"""Neighbors come in bundles of this."""
+LANES = REGISTER // 4
+"""Neighbors come in bundles of this: two registers of float64."""
 FAR = 1e8
 """Å, how far away what fills up a bundle is."""
 LENNARD_JONES, MORSE, ZBL = range(3)
