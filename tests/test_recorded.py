@@ -161,7 +161,7 @@ def test_a_thermostat_draws_for_as_many_degrees_of_freedom_as_there_are(count: i
     forces = dynamics.forces(first.neighbors)
     strong = csvr(0.001, 1e-5)
     step = launched(strong, first.conserved).step
-    for surroundings in dynamics_of("csvr", chosen(), system).surroundings(ours, 12):
+    for surroundings in dynamics.surroundings(ours, 12):
         ours = step(ours, forces, surroundings)
         theirs = strong.step(theirs, forces, surroundings)
         assert torch.equal(ours.momenta.sign(), theirs.momenta.sign())
