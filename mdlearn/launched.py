@@ -14,9 +14,6 @@ from torch import Tensor
 
 from mdlearn.integrators.integrator import Forces, Integrator, State, Surroundings, refresh
 
-THERMOSTATS = ("", "csvr", "nose-hoover")
-"""By what `Splitting` calls them, at their numbers in `kernels.triton_motion`."""
-
 
 def launched(integrator: Integrator, like: Tensor) -> Integrator:
     """The same integrator, but for rounding, in kernels; itself if it has no `Splitting`.
@@ -37,7 +34,8 @@ def launched(integrator: Integrator, like: Tensor) -> Integrator:
     dt, remember, time = splitting.dt, splitting.remember, splitting.time
     forget, fades = math.sqrt(1.0 - remember**2), math.exp(-0.5 * dt / time) if time else 0.0
     given = torch.tensor([0.5 * dt, remember, forget, fades, time], dtype=torch.float64).to(like)
-    friction, thermostat = remember < 1.0, THERMOSTATS.index(splitting.thermostat)
+    thermostats = {"": 0, "csvr": kernel.CSVR.value, "nose-hoover": kernel.NOSE_HOOVER.value}
+    friction, thermostat = remember < 1.0, thermostats[splitting.thermostat]
 
     def step(state: State, forces: Forces, surroundings: Surroundings) -> State:
         noise, kT = surroundings.noise, surroundings.kT
