@@ -27,7 +27,10 @@ WIDTH = 32
 """Numbers in `Lanes`. Two registers of AVX-512 in float32: their sums hide each other's latency."""
 HALF = WIDTH // 2
 """Numbers in what is loaded by halves, where more than a few values are to stay in registers."""
-REGISTER = 64 if get_host_cpu_features().get("avx512f") else 32
+FOUR = 4
+"""Numbers in what belongs to one atom."""
+FEATURES = get_host_cpu_features()
+REGISTER = 64 if FEATURES.get("avx512f") else 32
 """Bytes of the widest registers: of AVX-512, or of AVX2; NEON has two where AVX2 has one."""
 LINE = 64
 """Bytes that a cache has in one piece."""
@@ -77,9 +80,21 @@ def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _shuffle(builder: Any, x: Any, places: list[int]) -> Any:
+def _shuffle(builder: Any, x: Any, places: list[int], other: Any = None) -> Any:
     mask = ir.Constant(ir.VectorType(INDEX, len(places)), places)
-    return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
+    return builder.shuffle_vector(x, other or ir.Constant(x.type, ir.Undefined), mask)
+
+
+def _vector(kind: Any, count: int = FOUR) -> ir.VectorType:
+    return ir.VectorType(kind, count)
+
+
+_CHOICES = [[lane for lane in range(FOUR) if bits >> lane & 1] for bits in range(2**FOUR)]
+_ORDERS = [
+    [2 * lane + half for lane in (choice + FOUR * [0])[:FOUR] for half in (0, 1)]
+    for choice in _CHOICES
+]
+"""For all that bits may say, which halves of numbers in float64 `chosen` takes."""
 
 
 def splat(builder: Any, value: Any, count: int) -> Any:
@@ -111,6 +126,8 @@ load = _load(WIDTH)
 """Lanes from a flat array, at a place and after it."""
 load_half = _load(HALF)
 """Half as many."""
+load_four = _load(FOUR)
+"""Four of them: what belongs to an atom in four numbers, or one number of four atoms."""
 
 
 @instruction
@@ -164,6 +181,67 @@ def total(typing: Any, lanes: Any) -> Any:
         return builder.extract_element(x, INDEX(0))
 
     return lanes.dtype(lanes), generate
+
+
+@instruction
+def transposed(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Of four times four lanes the first ones, the second ones, the third and the fourth."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        a, b, c, d = given
+        parts = [None] * FOUR
+        for odd, pairs in enumerate(([0, 4, 2, 6], [1, 5, 3, 7])):
+            first, second = _shuffle(builder, a, pairs, b), _shuffle(builder, c, pairs, d)
+            for half, places in enumerate(([0, 1, 4, 5], [2, 3, 6, 7])):
+                parts[2 * half + odd] = _shuffle(builder, first, places, second)
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(a, FOUR)(a, a, a, a), generate
+
+
+@instruction
+def below(typing: Any, lanes: Any, limit: Any) -> Any:
+    """Which lanes are less than a number, or no numbers, as bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, bound = given[0], splat(builder, given[1], lanes.count)
+        bits = builder.bitcast(builder.fcmp_unordered("<", x, bound), ir.IntType(lanes.count))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(lanes, lanes.dtype), generate
+
+
+@instruction
+def ones(typing: Any, bits: Any) -> Any:
+    """How many bits are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.ctpop(given[0])
+
+    return types.int64(types.int64), generate
+
+
+@instruction
+def chosen(typing: Any, lanes: Any, bits: Any) -> Any:
+    """Of four numbers in float64 those whose bits are set, and then what does not matter."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, bits = given
+        if FEATURES.get("avx2") and not FEATURES.get("avx512vl"):
+            orders = ir.Constant(ir.ArrayType(_vector(INDEX, 2 * FOUR), len(_ORDERS)), _ORDERS)
+            table = cgutils.global_constant(builder, "orders", orders)
+            order = builder.load(builder.gep(table, [ir.Constant(bits.type, 0), bits]))
+            halves = builder.bitcast(x, _vector(ir.FloatType(), 2 * FOUR))
+            name, taken = "llvm.x86.avx2.permps", [halves, order]
+        else:
+            keep = builder.bitcast(builder.trunc(bits, ir.IntType(FOUR)), _vector(ir.IntType(1)))
+            name = "llvm.experimental.vector.compress.v4f64"
+            taken = [x, keep, ir.Constant(x.type, ir.Undefined)]
+        form = ir.FunctionType(taken[0].type, [each.type for each in taken])
+        function = cgutils.get_or_insert_function(builder.module, form, name)
+        return builder.bitcast(builder.call(function, taken), x.type)
+
+    return lanes(lanes, types.int64), generate
 
 
 def polynomial(single: Sequence[float], double: Sequence[float]) -> Callable[[Lanes], Lanes]:

@@ -28,8 +28,8 @@ costs little."""
 WIDE_SKIN = 1.5
 """Å, for molecules of up to `FEW_ATOMS`, and on a GPU: rebuilding costs more than pairs do."""
 FEW_ATOMS = 24
-PAIRWISE_SKIN = 1.0
-"""Å, at the least, for frozen functions of distances: a pair costs them nanoseconds."""
+PAIRWISE_SKIN = 2.0
+"""Å, at the least, for frozen functions of distances: more neighbors cost them little."""
 PAIRED = 0.1
 """Wear of the list of a molecule so small that all its atoms are paired: no motion makes that list
 wrong. It is built anew once atoms are far from where they were, for that is when atoms that have

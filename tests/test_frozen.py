@@ -32,8 +32,10 @@ from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
 from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
+from mdlearn.potentials.frozen_pairs import MANY_ATOMS
 from mdlearn.potentials.frozen_tables import shares_of
 from mdlearn.potentials.kernels import spline
+from mdlearn.potentials.kernels.pairwise import PIECE
 from mdlearn.potentials.network import Network, ParametricPotential, Settings
 from mdlearn.potentials.painn import PaiNN
 from mdlearn.potentials.schnet import SchNet
@@ -377,6 +379,28 @@ class TestPairs:
         alone = [both(potential, each, skin=0.2)[0] for each in systems]
         assert torch.equal(together.forces, torch.cat([each.forces for each in alone]))
 
+    def test_a_large_system_is_the_same_in_pieces_and_in_a_batch(self) -> None:
+        potential = random_potential("morse+lennard-jones")
+        large, small = crystal().repeat(4), molecule()
+        assert len(large) >= MANY_ATOMS
+        systems = [to_system(each) for each in (small, large, small)]
+        together, expected = both(potential, concatenate(systems), skin=0.2)
+        assert_same(together, expected, 1e-10)
+        alone = [both(potential, each, skin=0.2)[0] for each in systems]
+        torch.set_num_threads(3)
+        shared, _ = both(potential, concatenate(systems), skin=0.2)
+        for label in ("energies", "forces", "virials"):
+            parts = torch.cat([getattr(each, label) for each in alone])
+            assert torch.equal(getattr(together, label), parts)
+            assert torch.equal(getattr(shared, label), parts)
+
+    def test_rows_that_are_looked_at_piece_by_piece(self) -> None:
+        potential = random_potential("lennard-jones", cutoff=11.0)
+        system = to_system(ase.build.bulk("C", "fcc", 3.7, cubic=True))
+        neighbors = build(system, potential.cutoff, 0.5)
+        assert neighbors.valid.sum(1).max() > 3 * PIECE / 2
+        assert_same(*both(potential, system, skin=0.5), 1e-9)
+
     def test_single_precision_is_computed_in_double(self) -> None:
         potential = random_potential("lennard-jones").float()
         frozen, eager = both(potential, to_system(crystal()))
@@ -414,6 +438,21 @@ class TestPairs:
             found = evaluate(freeze(potential), system._replace(positions=positions), neighbors)
             assert found.energy.isnan().all()
             assert found.forces[3].isnan().all()
+
+    def test_what_is_no_number_stays_in_its_system(self) -> None:
+        potential = random_potential("lennard-jones")
+        system = to_system(crystal())
+        batch = concatenate([system, system, system])
+        neighbors = build(batch, potential.cutoff)
+        frozen = freeze(potential)
+        sound = evaluate(frozen, batch, neighbors)
+        positions = batch.positions.clone()
+        positions[9, 1] = torch.nan
+        found = evaluate(frozen, batch._replace(positions=positions), neighbors)
+        assert found.energy[1].isnan()
+        for part in (slice(0, 8), slice(16, 24)):
+            assert torch.equal(found.forces[part], sound.forces[part])
+            assert torch.equal(found.energies[part], sound.energies[part])
 
 
 def test_without_a_compiler_there_is_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdlearn import lanes
 from mdlearn.jit import compiled
-from mdlearn.lanes import WIDTH, fetch, load, store, total
+from mdlearn.lanes import (
+    FOUR,
+    WIDTH,
+    below,
+    chosen,
+    fetch,
+    load,
+    load_four,
+    ones,
+    store,
+    total,
+    transposed,
+)
 from mdlearn.matrices import add_product, add_product_turned, multiply_into, packed
 from mdlearn.potentials import schnet
 from mdlearn.potentials.frozen_tables import TOLERANCE, tabulate
@@ -37,6 +50,34 @@ def test_lanes_are_arrays(dtype: type) -> None:
     assert np.abs(out[2:-2] - (2.0 * a - b / a + 1.0)).max() < 4.0 * epsilon
     assert not out[:2].any()
     assert not out[-2:].any()
+
+
+def turn_and_choose(x: Array, limit: float, turned: Array, near: Array) -> int:
+    a, b, c, d = load_four(x, 0), load_four(x, 4), load_four(x, 8), load_four(x, 12)
+    for row, column in enumerate(transposed(a, b, c, d)):
+        store(turned, FOUR * row, column)
+    bits = below(a, limit)
+    store(near, 0, chosen(a, bits))
+    return ones(bits)
+
+
+@pytest.mark.parametrize("any_processor", [False, True])
+def test_four_numbers_are_turned_and_chosen(
+    any_processor: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if any_processor:
+        monkeypatch.setattr(lanes, "FEATURES", {})
+    function = compiled(keep=False)(turn_and_choose)
+    for bits in range(16):
+        x = np.random.default_rng(bits).uniform(2.0, 3.0, (4, 4))
+        x[0] = [1.0 + lane / 8 if bits >> lane & 1 else 2.0 + lane for lane in range(4)]
+        expected = [each for each in x[0] if each < 2.0]
+        if bits == 5:  # what is no number is not lost
+            x[0, 2] = expected[1] = np.nan
+        turned, near = np.zeros((4, 4)), np.zeros(4)
+        assert function(x.ravel(), 2.0, turned.reshape(-1), near) == len(expected)
+        assert np.array_equal(turned, x.T, equal_nan=True)
+        assert np.array_equal(near[: len(expected)], expected, equal_nan=True)
 
 
 @compiled(keep=False)

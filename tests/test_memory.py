@@ -137,7 +137,8 @@ def test_room_for_a_frozen_evaluation_is_known_before(name: str, times: int) -> 
             assert room == sum(each.nbytes for each in shared)
         if isinstance(part, FrozenPairs):
             assert part.rows is not None
-            used = part.rows.first.nbytes + part.rows.near.nbytes
+            rows = part.rows.first, part.rows.last, part.rows.near
+            used = sum(each.nbytes for each in (*rows, part.shares))
             assert 0.5 * room < used <= room
     assert frozen.workspace(*neighbors.j.shape) == sum(
         part.workspace(*neighbors.j.shape) for part in parts

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mdlearn.neighbors import Neighbors
@@ -21,8 +24,14 @@ from mdlearn.system import Evaluation, System
 
 PAIRWISE = (LennardJones, Morse, ZBL)
 """What has loops in `kernels.pairwise`."""
+PIECES = 8
+"""That a large system is swept in; more threads than that have nothing to do."""
+MANY_ATOMS = 512
+"""From which on a system is large."""
 ROOM_OF_SLOT = 4
 """Bytes of a neighbor in a row."""
+ROOM_OF_ATOM = 8 * 4
+"""Bytes of what a piece gives to an atom."""
 NO_WALL = 1e6
 """1/Å, of the distance where a wall begins."""
 
@@ -47,32 +56,38 @@ class FrozenPairs(Frozen):
         self.terms = _terms(potential, parts, whole)
         self.neighbors: Neighbors | None = None
         self.rows: kernel.Rows | None = None
+        self.pieces, self.shares = np.empty((0, 5), np.int64), np.empty((0, 0, 4))
+        """See `kernel.sweep`."""
 
     def evaluate(self, system: System, neighbors: Neighbors) -> Evaluation:
         """See `Frozen`. Threads share the atoms."""
         index = self.elements.index(system.numbers).numpy()
         n_atoms, of_system, cell = len(index), system.system.numpy(), system.cell.numpy()
         if self.rows is None or neighbors is not self.neighbors:
-            lists = (neighbors.j.numpy(), neighbors.shift.numpy(), neighbors.valid.numpy())
+            listed = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
+            lists = [each.numpy() for each in listed]
             self.rows = kernel.pack(index, len(self.species), *lists)
+            self.pieces = _divide(np.bincount(of_system))
+            self.shares = np.empty((self.pieces[:, -1].max() + 1, n_atoms, 4))
             self.neighbors = neighbors
-        first, near = self.rows.first, self.rows.near
-        points = kernel.place(system.positions.numpy(), cell, of_system, self.rows)
-        energies, forces = np.empty(n_atoms), np.empty((n_atoms, 3))
+        pieces, shares, rows, terms = self.pieces, self.shares, self.rows, self.terms
+        points = kernel.place(system.positions.numpy(), cell, of_system, rows)
         virials = np.empty((n_atoms, 3, 3))
-        arguments = (points, index, first, near, self.terms, energies, forces, virials)
 
-        def part(atoms: tuple[int, int]) -> None:
-            kernel.sweep(atoms, *arguments)
+        def sweep(some: tuple[int, int]) -> None:
+            kernel.sweep(some, pieces, points, index, rows, terms, shares, virials)
 
-        self.team.share(n_atoms, part)
+        self.team.share(len(pieces), sweep)
+        energies, forces = kernel.collect(pieces, shares, index, terms)
         energy, stress = total(of_system, cell, energies, virials)
         found = (energy, forces, stress, energies, virials)
         return Evaluation(*(torch.from_numpy(each) for each in found))
 
     def workspace(self, n_atoms: int, capacity: int) -> int:
-        """See `Frozen`. Rows hold no more than all slots."""
-        return n_atoms * (len(self.species) * 8 + capacity * ROOM_OF_SLOT)
+        """See `Frozen`. Rows have every pair once, and are filled up to fours."""
+        slots = capacity / 2 + 3 * len(self.species)
+        rows = 16 * len(self.species) + math.ceil(slots) * ROOM_OF_SLOT
+        return n_atoms * (rows + _pieces(n_atoms) * ROOM_OF_ATOM)
 
 
 class FrozenSum(Frozen):
@@ -95,6 +110,23 @@ class FrozenSum(Frozen):
     def workspace(self, n_atoms: int, capacity: int) -> int:
         """See `Frozen`."""
         return sum(part.workspace(n_atoms, capacity) for part in self.summands)
+
+
+def _pieces(n_atoms: int) -> int:
+    """How many a system of so many atoms is swept in."""
+    return PIECES if n_atoms >= MANY_ATOMS else 1
+
+
+def _divide(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The pieces of systems of so many atoms each, see `kernel.sweep`."""
+    pieces, first = [], 0
+    for size in sizes.tolist():
+        count = _pieces(size)
+        bounds = [first + size * part // count for part in range(count + 1)]
+        for part, (begin, end) in enumerate(pairwise(bounds)):
+            pieces.append((begin, end, first, first + size, part))
+        first += size
+    return np.array(pieces)
 
 
 def _terms(

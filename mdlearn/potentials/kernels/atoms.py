@@ -41,6 +41,22 @@ class Inputs(NamedTuple):
 
 
 @compiled(inner=True)
+def looks_after(n: int, slot: int, other: int, reverse: int) -> bool:
+    """Whether atom n works on a pair for both of its atoms.
+
+    Which one does is even or odd as the sum of their indices, so that all have about as many; of a
+    pair of an atom and its own image it is one of the slots.
+
+    Args:
+        n: one atom.
+        slot: flat, where it has the pair.
+        other: the other one,
+        reverse: and where that has it.
+    """
+    return (slot < reverse) != ((n + other) % 2 == 1)
+
+
+@compiled(inner=True)
 def look(
     n: int,
     inputs: Inputs,

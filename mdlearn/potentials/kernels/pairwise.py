@@ -1,11 +1,14 @@
 """Sums of functions of pair distances in one loop over atoms: energies, forces and virials.
 
-The energy of a pair is the same seen from either atom, so an atom that goes through all of its own
-neighbors has the whole force on it, F_n = sum_k V'(d) r/d, and writes to nobody else: the same bits
-every time, whatever the number of threads. Rows of neighbors are sorted by element, so that
-parameters are numbers and not arrays. Of a row those within the cutoff are put together first,
-filled up to whole vectors with one that is too far away to matter; nothing else of a pair is
-written.
+Every pair is listed with one of its atoms, and what it says is said once: the force on that atom is
+V'(d) r/d, that on the other one the opposite, and either has half of the energy. A system is swept
+in pieces that depend on its size alone; each adds up for itself what it gives to all atoms of the
+system, and what they gave is added in order: the same bits every time, whatever the number of
+threads and whatever else is in the batch.
+
+Rows of neighbors are sorted by element, so that parameters are numbers and not arrays. Of a row
+those within the cutoff are put together first, filled up to whole vectors with one that is too far
+away to matter.
 """
 
 from __future__ import annotations
@@ -15,16 +18,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdlearn.jit import compiled
-from mdlearn.lanes import REGISTER
-from mdlearn.potentials.kernels.atoms import envelope
-from mdlearn.potentials.kernels.rows import Array
-from mdlearn.potentials.kernels.sphere import FASTMATH, Scalar
+from mdlearn.jit import compiled, on_stack
+from mdlearn.lanes import (
+    FOUR,
+    REGISTER,
+    alike,
+    below,
+    chosen,
+    if_negative,
+    load_four,
+    ones,
+    store,
+    total,
+    transposed,
+)
+from mdlearn.potentials.kernels.atoms import envelope, looks_after
+from mdlearn.potentials.kernels.rows import Array, clear, copy
+from mdlearn.potentials.kernels.sphere import FASTMATH
 
-LANES = REGISTER // 4
-"""Neighbors come in bundles of this: two registers of float64."""
+LANES = REGISTER // 8
+"""Functions are evaluated for so many neighbors at once: a register of float64."""
+PIECE = 256
+"""Slots of a row that are looked at before functions are evaluated."""
+ROOM = PIECE + LANES
+"""For those of them within the cutoff, and what fills them up."""
 FAR = 1e8
-"""Å, how far away what fills up a bundle is."""
+"""Å, how far away that is."""
 LENNARD_JONES, MORSE, ZBL = range(3)
 PARAMETERS = 14
 
@@ -44,23 +63,44 @@ class Terms(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A neighbor list without gaps, in which images of atoms are points of their own.
+    """A neighbor list without gaps that has every pair once; images of atoms are points.
 
     Points are the atoms, then the images.
     """
 
     first: Array
-    """(N Z + 1,) int64, where the neighbors of one element of each atom begin."""
+    """(N Z + 1,) int64, where the neighbors of one element of each atom begin, by fours,"""
+    last: Array
+    """(N Z,) int64, and where they end."""
     near: Array
-    """(pairs,) uint32, which points they are."""
+    """(slots,) uint32, which points they are."""
     atom: Array
     """(images,) int64, of which atoms the images are,"""
     shift: Array
     """(images, 3) float64, and their lattice translations."""
 
 
+class Found(NamedTuple):
+    """The neighbors within the cutoff among some of an atom, filled up; `ROOM` numbers each."""
+
+    x: Array
+    """Å, of the vectors to them,"""
+    y: Array
+    z: Array
+    square: Array
+    """Å², and how long these are."""
+    further: Array
+    """How much greater their indices are than that of the atom."""
+    energy: Array
+    """eV, of the pairs, and"""
+    slope: Array
+    """eV/Å², its derivative by the distance, over the distance."""
+
+
 @compiled()
-def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> Rows:
+def pack(
+    index: Array, n_species: int, j: Array, shift: Array, reverse: Array, valid: Array
+) -> Rows:
     """Makes rows of a neighbor list.
 
     Args:
@@ -68,28 +108,28 @@ def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> 
         n_species: Z.
         j: (N, K) as in `Neighbors`.
         shift: (N, K, 3)
+        reverse: (N, K)
         valid: (N, K)
     """
     n_atoms, capacity = j.shape
     first = np.zeros(n_atoms * n_species + 1, np.int64)
-    outside = 0
+    pairs = 0
     for n in range(n_atoms):
         for k in range(capacity):
-            if valid[n, k]:
+            if valid[n, k] and looks_after(n, n * capacity + k, j[n, k], reverse[n, k]):
                 first[n * n_species + index[j[n, k]] + 1] += 1
-                s = shift[n, k]
-                outside += s[0] != 0 or s[1] != 0 or s[2] != 0
+                pairs += 1
     for row in range(1, len(first)):
-        first[row] += first[row - 1]
-    atom, translation = np.empty(outside, np.int64), np.empty((outside, 3))
+        first[row] = first[row - 1] + -(-first[row] // FOUR) * FOUR
+    # Room for an image in every pair: what is not used takes no memory.
+    atom, translation = np.empty(pairs, np.int64), np.empty((pairs, 3))
     # The images of an atom form a chain.
-    latest, earlier = np.full(n_atoms, -1), np.empty(outside, np.int64)
+    latest, earlier = np.full(n_atoms, -1), np.empty(pairs, np.int64)
     images = 0
-    near = np.empty(first[-1], np.uint32)
-    filled = first[:-1].copy()
+    near, last = np.zeros(first[-1], np.uint32), first[:-1].copy()
     for n in range(n_atoms):
         for k in range(capacity):
-            if not valid[n, k]:
+            if not (valid[n, k] and looks_after(n, n * capacity + k, j[n, k], reverse[n, k])):
                 continue
             other, s = j[n, k], shift[n, k]
             point = other
@@ -108,24 +148,28 @@ def pack(index: Array, n_species: int, j: Array, shift: Array, valid: Array) -> 
                     images += 1
                 point = n_atoms + image
             row = n * n_species + index[other]
-            near[filled[row]] = point
-            filled[row] += 1
-    return Rows(first, near, atom[:images].copy(), translation[:images].copy())
+            near[last[row]] = point
+            last[row] += 1
+    return Rows(first, last, near, atom[:images].copy(), translation[:images].copy())
 
 
 @compiled()
 def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
-    """Where all points are, (N + images, 3)."""
+    """Where all points are, Å, and which atoms they are or are images of, (N + images, 4)."""
     n_atoms, images = len(positions), len(rows.atom)
-    points = np.empty((n_atoms + images, 3))
-    points[:n_atoms] = positions
+    points = np.empty((n_atoms + images, FOUR))
+    for n in range(n_atoms):
+        for axis in range(3):
+            points[n, axis] = positions[n, axis]
+        points[n, 3] = n
     for image in range(images):
         n, s = rows.atom[image], rows.shift[image]
-        box = cell[system[n]]
+        box, point = cell[system[n]], points[n_atoms + image]
         for axis in range(3):
-            points[n_atoms + image, axis] = positions[n, axis] + (
+            point[axis] = positions[n, axis] + (
                 s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
             )
+        point[3] = n
     return points
 
 
@@ -176,117 +220,206 @@ def zbl(d: float, parameters: Array) -> tuple[float, float, float]:
 
 
 @compiled(inner=True)
-def _gather(near: Array, here: int, points: Array, cutoff: float, vectors: Array) -> int:
-    """Vectors (3, K) to the neighbors within the cutoff; how many, filled up to whole bundles."""
-    x, y, z = points[here, 0], points[here, 1], points[here, 2]
-    count, square = 0, cutoff * cutoff
-    for point in near:
-        dx, dy, dz = points[point, 0] - x, points[point, 1] - y, points[point, 2] - z
-        vectors[0, count], vectors[1, count], vectors[2, count] = dx, dy, dz
-        count += not dx * dx + dy * dy + dz * dz >= square  # or the next one takes its place
-    whole = -(-count // LANES) * LANES
-    vectors[:, count:whole] = FAR
-    return whole
+def _gather(
+    n: int, slots: tuple[int, int], near: Array, points: Array, cutoff: float, found: Found
+) -> tuple[int, float]:
+    """Writes down the neighbors within the cutoff among some, filled up to whole bundles.
+
+    Args:
+        n: whose neighbors.
+        slots: the first one, and the one after the last.
+        near: of the rows.
+        points: by `place`, flat.
+        cutoff: Å.
+        found: is overwritten but for what functions say.
+
+    Returns:
+        How many there are with what fills them up, and the square of the smallest distance, Å².
+    """
+    own = load_four(points, FOUR * n)
+    least, count = alike(FAR, own), 0
+    for k in range(slots[0], slots[1], FOUR):
+        a = load_four(points, FOUR * near[k]) - own
+        b = load_four(points, FOUR * near[k + 1]) - own
+        c = load_four(points, FOUR * near[k + 2]) - own
+        d = load_four(points, FOUR * near[k + 3]) - own
+        x, y, z, further = transposed(a, b, c, d)
+        square = x * x + y * y + z * z
+        # What lies behind the last slot is not looked at.
+        bits = below(square, cutoff * cutoff) & (15 >> max(0, k + FOUR - slots[1]))
+        least = if_negative(square - least, square, least)
+        store(found.x, count, chosen(x, bits))
+        store(found.y, count, chosen(y, bits))
+        store(found.z, count, chosen(z, bits))
+        store(found.square, count, chosen(square, bits))
+        store(found.further, count, chosen(further, bits))
+        count += ones(bits)  # or the next ones take their places
+    for k in range(count, count + LANES, FOUR):
+        store(found.x, k, alike(0.0, own))
+        store(found.y, k, alike(0.0, own))
+        store(found.z, k, alike(0.0, own))
+        store(found.square, k, alike(FAR * FAR, own))
+        store(found.further, k, alike(0.0, own))
+    four = on_stack(FOUR, points)
+    store(four, 0, least)
+    nearest = min(min(four[0], four[1]), min(four[2], four[3]))
+    return -(-count // LANES) * LANES, nearest
 
 
-def _summing(function: Any) -> Any:
-    """The loop over some neighbors of one element, for a function of distance V.
+def _adding(function: Any) -> Any:
+    """The loop over some pairs of two elements, for a function of distance V.
 
-    The function returns V, V' and 1/d; the loop the sums of V f(d), of F = V' r/d (3,), and of
-    F ⊗ r (xx, yy, zz, xy, xz, yz); walls included. Within it nothing is written, which would be
-    taken to change what is read.
+    The function returns V, V' and 1/d; the loop adds V f(d), and its derivative over d.
     """
 
     @compiled(fastmath=FASTMATH, error_model="numpy", keep=False)
-    def row(vectors: Array, count: int, p: Array) -> tuple[Scalar, ...]:
-        wall, stiffness, reach = p[0], p[1], 1.0 / p[2]
-        energy, x, y, z, xx, yy, zz, xy, xz, yz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    def add(square: Array, energy: Array, slope: Array, count: int, given: Array) -> None:
+        p = on_stack(PARAMETERS, given)  # which nothing that is written could change
+        copy(given, p)
+        reach = 1.0 / p[2]
         for k in range(count):
-            dx, dy, dz = vectors[0, k], vectors[1, k], vectors[2, k]
-            square = dx * dx + dy * dy + dz * dz
-            d = math.sqrt(1e-12 if square < 1e-12 else square)
-            v, slope, over_d = function(d, p)
+            d = math.sqrt(1e-12 if square[k] < 1e-12 else square[k])
+            v, rise, over_d = function(d, p)
             cut, d_cut = envelope(d * reach)
-            depth = 1.0 - d * wall
-            depth = depth if depth > 0.0 else 0.0
-            push = stiffness * depth * depth
-            energy += v * cut + push * depth
-            s = (slope * cut + v * d_cut * reach - 3.0 * push * wall) * over_d
-            fx, fy, fz = s * dx, s * dy, s * dz
-            x += fx
-            y += fy
-            z += fz
-            xx += fx * dx
-            yy += fy * dy
-            zz += fz * dz
-            xy += fx * dy
-            xz += fx * dz
-            yz += fy * dz
-        return energy, x, y, z, xx, yy, zz, xy, xz, yz
+            energy[k] += v * cut
+            slope[k] += (rise * cut + v * d_cut * reach) * over_d
 
-    return row
+    return add
 
 
-_lennard_jones, _morse, _zbl = _summing(lennard_jones), _summing(morse), _summing(zbl)
+_add_lennard_jones, _add_morse, _add_zbl = _adding(lennard_jones), _adding(morse), _adding(zbl)
+
+
+@compiled(inner=True)
+def _add_wall(square: Array, energy: Array, slope: Array, count: int, p: Array) -> None:
+    """Adds `Wall`, which hardly any pair comes near."""
+    for k in range(count):
+        d = math.sqrt(max(square[k], 1e-12))
+        depth = max(0.0, 1.0 - d * p[0])
+        energy[k] += p[1] * depth * depth * depth
+        slope[k] -= 3.0 * p[1] * depth * depth * p[0] / d
+
+
+@compiled(inner=True)
+def _share(n: int, count: int, found: Found, shares: Array, virial: Array) -> None:
+    """Adds pairs of atom n to what both their atoms have (flat), and to its virial."""
+    zeros = alike(0.0, load_four(shares, 0))
+    own, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros
+    for k in range(0, count, FOUR):
+        x, y, z = load_four(found.x, k), load_four(found.y, k), load_four(found.z, k)
+        slope, energy = load_four(found.slope, k), load_four(found.energy, k)
+        fx, fy, fz = slope * x, slope * y, slope * z
+        xx, yy, zz = xx + fx * x, yy + fy * y, zz + fz * z
+        xy, xz, yz = xy + fx * y, xz + fx * z, yz + fy * z
+        pairs = transposed(fx, fy, fz, energy * -0.5)
+        for each in range(FOUR):
+            place = FOUR * (n + np.int64(found.further[k + each]))
+            store(shares, place, load_four(shares, place) - pairs[each])
+            own = own + pairs[each]
+    four = on_stack(FOUR, shares)
+    store(four, 0, own)
+    shares[FOUR * n] += four[0]
+    shares[FOUR * n + 1] += four[1]
+    shares[FOUR * n + 2] += four[2]
+    shares[FOUR * n + 3] -= four[3]  # the energy is not the opposite on the other side
+    virial[0, 0] += total(xx)
+    virial[1, 1] += total(yy)
+    virial[2, 2] += total(zz)
+    virial[0, 1] += total(xy)
+    virial[0, 2] += total(xz)
+    virial[1, 2] += total(yz)
+
+
+@compiled(inner=True)
+def _sweep(
+    atoms: tuple[int, int],
+    points: Array,
+    index: Array,
+    rows: Rows,
+    terms: Terms,
+    found: Found,
+    shares: Array,
+    virials: Array,
+) -> None:
+    """What the pairs of some atoms give to both their atoms; points and shares are flat."""
+    kinds, parameters = terms.kinds, terms.parameters
+    square, energy, slope = found.square, found.energy, found.slope
+    n_species = parameters.shape[1]
+    for n in range(atoms[0], atoms[1]):
+        virial = virials[n]
+        for axis in range(3):
+            for other in range(3):
+                virial[axis, other] = 0.0
+        for element in range(n_species):
+            row = n * n_species + element
+            for start in range(rows.first[row], rows.last[row], PIECE):
+                slots = (start, min(start + PIECE, rows.last[row]))
+                count, nearest = _gather(n, slots, rows.near, points, terms.cutoff, found)
+                for k in range(count):
+                    energy[k], slope[k] = 0.0, 0.0
+                for t in range(len(kinds)):
+                    p = parameters[t, index[n], element]
+                    if kinds[t] == LENNARD_JONES:
+                        _add_lennard_jones(square, energy, slope, count, p)
+                    elif kinds[t] == MORSE:
+                        _add_morse(square, energy, slope, count, p)
+                    else:
+                        _add_zbl(square, energy, slope, count, p)
+                    if nearest * p[0] * p[0] < 1.0:
+                        _add_wall(square, energy, slope, count, p)
+                _share(n, count, found, shares, virial)
+        virial[1, 0], virial[2, 0], virial[2, 1] = virial[0, 1], virial[0, 2], virial[1, 2]
 
 
 @compiled(nogil=True)
 def sweep(
-    atoms: tuple[int, int],
+    some: tuple[int, int],
+    pieces: Array,
     points: Array,
     index: Array,
-    first: Array,
-    near: Array,
+    rows: Rows,
     terms: Terms,
-    energies: Array,
-    forces: Array,
+    shares: Array,
     virials: Array,
 ) -> None:
-    """Energies, forces and virials of some atoms.
+    """What the pairs of the atoms in some pieces of work give to all atoms of their systems.
 
     Args:
-        atoms: the first one, and the one after the last.
+        some: the first piece, and the one after the last.
+        pieces: (pieces, 5) int64, of each the first atom and the one after the last, those of
+            their system, and which of `shares` it may write to.
         points: by `place`.
         index: (N,) int64, ranks of the elements.
-        first: of the rows.
-        near: of the rows.
+        rows: by `pack`.
         terms: the potential.
-        energies: (N,) is filled where the atoms are, as are
-        forces: (N, 3) and
-        virials: (N, 3, 3).
+        shares: (P, N, 4) forces, and energies.
+        virials: (N, 3, 3); to that of each atom belong the pairs that it has.
     """
-    kinds, parameters, reference = terms.kinds, terms.parameters, terms.reference
-    n_species = len(reference)
-    widest = 0
-    for rank in range(atoms[0] * n_species, atoms[1] * n_species):
-        widest = max(widest, first[rank + 1] - first[rank])
-    vectors = np.empty((3, widest + LANES))
-    for n in range(atoms[0], atoms[1]):
-        force, virial = forces[n], virials[n]
-        force[:] = 0.0
-        virial[:] = 0.0
-        energy = 0.0
-        for other in range(n_species):
-            row = near[first[n * n_species + other] : first[n * n_species + other + 1]]
-            count = _gather(row, n, points, terms.cutoff, vectors)
-            for t in range(len(kinds)):
-                p = parameters[t, index[n], other]
-                if kinds[t] == LENNARD_JONES:
-                    sums = _lennard_jones(vectors, count, p)
-                elif kinds[t] == MORSE:
-                    sums = _morse(vectors, count, p)
-                else:
-                    sums = _zbl(vectors, count, p)
-                v, x, y, z, xx, yy, zz, xy, xz, yz = sums
-                energy += 0.5 * v
-                force[0] += x
-                force[1] += y
-                force[2] += z
-                virial[0, 0] += 0.5 * xx
-                virial[1, 1] += 0.5 * yy
-                virial[2, 2] += 0.5 * zz
-                virial[0, 1] += 0.5 * xy
-                virial[0, 2] += 0.5 * xz
-                virial[1, 2] += 0.5 * yz
-        virial[1, 0], virial[2, 0], virial[2, 1] = virial[0, 1], virial[0, 2], virial[1, 2]
-        energies[n] = reference[index[n]] + energy
+    flat = points.reshape(-1)
+    x, y, z = on_stack(ROOM, flat), on_stack(ROOM, flat), on_stack(ROOM, flat)
+    square, further = on_stack(ROOM, flat), on_stack(ROOM, flat)
+    energy, slope = on_stack(ROOM, flat), on_stack(ROOM, flat)
+    found = Found(x, y, z, square, further, energy, slope)
+    for piece in range(some[0], some[1]):
+        begin, end, first, last, part = pieces[piece]
+        clear(shares[part, first:last])
+        given = shares[part].reshape(-1)
+        _sweep((begin, end), flat, index, rows, terms, found, given, virials)
+
+
+@compiled()
+def collect(pieces: Array, shares: Array, index: Array, terms: Terms) -> tuple[Array, Array]:
+    """Energies (N,) and forces (N, 3): what was given to each atom, in the order of pieces."""
+    n_atoms = len(index)
+    energies, forces = np.empty(n_atoms), np.zeros((n_atoms, 3))
+    for n in range(n_atoms):
+        energies[n] = terms.reference[index[n]]
+    for piece in range(len(pieces)):
+        _, _, first, last, part = pieces[piece]
+        for n in range(first, last):
+            share, force = shares[part, n], forces[n]
+            force[0] += share[0]
+            force[1] += share[1]
+            force[2] += share[2]
+            energies[n] += share[3]
+    return energies, forces

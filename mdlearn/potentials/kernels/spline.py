@@ -14,7 +14,7 @@ from typing import Any
 
 from mdlearn.jit import compiled, on_stack
 from mdlearn.lanes import WIDTH, Lanes, alike, load, store
-from mdlearn.potentials.kernels.atoms import envelope
+from mdlearn.potentials.kernels.atoms import envelope, looks_after
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH
 
@@ -71,19 +71,12 @@ def blend_once(
 
 @compiled(inner=True)
 def divide(n: int, inputs: Any, work: Any) -> int:
-    """Every pair stands in two rows, and one of both atoms looks after it: its own come first.
-
-    Which one does is even or odd as the sum of their ranks, so that all have about as many.
-
-    Returns:
-        How many are the atom's own.
-    """
+    """Of the pairs of atom n those that it looks after come first; how many they are."""
     slots, pairs, capacity = work.slots[n], work.pairs[n], inputs.j.shape[1]
     first, last = 0, work.within[n]
     while first < last:
         slot = slots[first]
-        odd = (n + inputs.j[n, slot]) % 2 == 1
-        if (n * capacity + slot < inputs.reverse[n, slot]) != odd:
+        if looks_after(n, n * capacity + slot, inputs.j[n, slot], inputs.reverse[n, slot]):
             first += 1
             continue
         last -= 1
