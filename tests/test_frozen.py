@@ -31,8 +31,7 @@ from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
 from mdlearn.potentials.evaluate import MANY_PAIRS, Frozen, choose_threads, evaluate
 from mdlearn.potentials.frozen import AGREEMENT, disagreement, fastest, freeze
-from mdlearn.potentials.frozen_network import BLOCK, FrozenNetwork, width_of
-from mdlearn.potentials.frozen_pairs import MANY_ATOMS
+from mdlearn.potentials.frozen_network import BLOCK, MANY_ATOMS, FrozenNetwork, width_of
 from mdlearn.potentials.frozen_tables import shares_of
 from mdlearn.potentials.kernels import spline
 from mdlearn.potentials.kernels.pairwise import PIECE

@@ -15,6 +15,7 @@ from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.classical import LENNARD_JONES_CORE, ZBL, ZBL_CORE, LennardJones, Morse
 from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.evaluate import Frozen
+from mdlearn.potentials.frozen_network import MANY_ATOMS
 from mdlearn.potentials.kernels import pairwise as kernel
 from mdlearn.potentials.kernels.atoms import total
 from mdlearn.potentials.kernels.rows import Array
@@ -25,9 +26,7 @@ from mdlearn.system import Evaluation, System
 PAIRWISE = (LennardJones, Morse, ZBL)
 """What has loops in `kernels.pairwise`."""
 PIECES = 8
-"""That a large system is swept in; more threads than that have nothing to do."""
-MANY_ATOMS = 512
-"""From which on a system is large."""
+"""That a system of `MANY_ATOMS` is swept in; more threads than that have nothing to do."""
 ROOM_OF_SLOT = 4
 """Bytes of a neighbor in a row."""
 ROOM_OF_ATOM = 8 * 4
