@@ -85,10 +85,6 @@ def _shuffle(builder: Any, x: Any, places: list[int], other: Any = None) -> Any:
     return builder.shuffle_vector(x, other or ir.Constant(x.type, ir.Undefined), mask)
 
 
-def _vector(kind: Any, count: int = FOUR) -> ir.VectorType:
-    return ir.VectorType(kind, count)
-
-
 _CHOICES = [[lane for lane in range(FOUR) if bits >> lane & 1] for bits in range(2**FOUR)]
 _ORDERS = [
     [2 * lane + half for lane in (choice + FOUR * [0])[:FOUR] for half in (0, 1)]
@@ -228,13 +224,17 @@ def chosen(typing: Any, lanes: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, bits = given
         if FEATURES.get("avx2") and not FEATURES.get("avx512vl"):
-            orders = ir.Constant(ir.ArrayType(_vector(INDEX, 2 * FOUR), len(_ORDERS)), _ORDERS)
+            orders = ir.Constant(
+                ir.ArrayType(ir.VectorType(INDEX, 2 * FOUR), len(_ORDERS)), _ORDERS
+            )
             table = cgutils.global_constant(builder, "orders", orders)
             order = builder.load(builder.gep(table, [ir.Constant(bits.type, 0), bits]))
-            halves = builder.bitcast(x, _vector(ir.FloatType(), 2 * FOUR))
+            halves = builder.bitcast(x, ir.VectorType(ir.FloatType(), 2 * FOUR))
             name, taken = "llvm.x86.avx2.permps", [halves, order]
         else:
-            keep = builder.bitcast(builder.trunc(bits, ir.IntType(FOUR)), _vector(ir.IntType(1)))
+            keep = builder.bitcast(
+                builder.trunc(bits, ir.IntType(FOUR)), ir.VectorType(ir.IntType(1), FOUR)
+            )
             name = "llvm.experimental.vector.compress.v4f64"
             taken = [x, keep, ir.Constant(x.type, ir.Undefined)]
         form = ir.FunctionType(taken[0].type, [each.type for each in taken])

@@ -18,6 +18,7 @@ from mdlearn.potentials.evaluate import Frozen
 from mdlearn.potentials.frozen_network import MANY_ATOMS
 from mdlearn.potentials.kernels import pairwise as kernel
 from mdlearn.potentials.kernels.atoms import total
+from mdlearn.potentials.kernels.pairwise_rows import Rows, pack, place
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.wall import STIFFNESS
@@ -54,7 +55,7 @@ class FrozenPairs(Frozen):
         self.elements = potential.elements
         self.terms = _terms(potential, parts, whole)
         self.neighbors: Neighbors | None = None
-        self.rows: kernel.Rows | None = None
+        self.rows: Rows | None = None
         self.pieces, self.shares = np.empty((0, 5), np.int64), np.empty((0, 0, 4))
         """See `kernel.sweep`."""
 
@@ -65,12 +66,12 @@ class FrozenPairs(Frozen):
         if self.rows is None or neighbors is not self.neighbors:
             listed = (neighbors.j, neighbors.shift, neighbors.reverse, neighbors.valid)
             lists = [each.numpy() for each in listed]
-            self.rows = kernel.pack(index, len(self.species), *lists)
+            self.rows = pack(index, len(self.species), *lists)
             self.pieces = _divide(np.bincount(of_system))
             self.shares = np.empty((self.pieces[:, -1].max() + 1, n_atoms, 4))
             self.neighbors = neighbors
         pieces, shares, rows, terms = self.pieces, self.shares, self.rows, self.terms
-        points = kernel.place(system.positions.numpy(), cell, of_system, rows)
+        points = place(system.positions.numpy(), cell, of_system, rows)
         virials = np.empty((n_atoms, 3, 3))
 
         def sweep(some: tuple[int, int]) -> None:

@@ -6,8 +6,8 @@ in pieces that depend on its size alone; each adds up for itself what it gives t
 system, and what they gave is added in order: the same bits every time, whatever the number of
 threads and whatever else is in the batch.
 
-Rows of neighbors are sorted by element, so that parameters are numbers and not arrays. Of a row
-those within the cutoff are put together first, filled up to whole vectors with one that is too far
+A row of neighbors has one element (`pairwise_rows`), so parameters are numbers and not arrays. What
+is within the cutoff is put together first, and filled up to whole vectors with one that is too far
 away to matter.
 """
 
@@ -32,7 +32,8 @@ from mdlearn.lanes import (
     total,
     transposed,
 )
-from mdlearn.potentials.kernels.atoms import envelope, looks_after
+from mdlearn.potentials.kernels.atoms import envelope
+from mdlearn.potentials.kernels.pairwise_rows import Rows
 from mdlearn.potentials.kernels.rows import Array, clear, copy
 from mdlearn.potentials.kernels.sphere import FASTMATH
 
@@ -62,24 +63,6 @@ class Terms(NamedTuple):
     """Å, beyond which there is nothing, nor a wall."""
 
 
-class Rows(NamedTuple):
-    """A neighbor list without gaps that has every pair once; images of atoms are points.
-
-    Points are the atoms, then the images.
-    """
-
-    first: Array
-    """(N Z + 1,) int64, where the neighbors of one element of each atom begin, by fours,"""
-    last: Array
-    """(N Z,) int64, and where they end."""
-    near: Array
-    """(slots,) uint32, which points they are."""
-    atom: Array
-    """(images,) int64, of which atoms the images are,"""
-    shift: Array
-    """(images, 3) float64, and their lattice translations."""
-
-
 class Found(NamedTuple):
     """The neighbors within the cutoff among some of an atom, filled up; `ROOM` numbers each."""
 
@@ -95,82 +78,6 @@ class Found(NamedTuple):
     """eV, of the pairs, and"""
     slope: Array
     """eV/Å², its derivative by the distance, over the distance."""
-
-
-@compiled()
-def pack(
-    index: Array, n_species: int, j: Array, shift: Array, reverse: Array, valid: Array
-) -> Rows:
-    """Makes rows of a neighbor list.
-
-    Args:
-        index: (N,) int64, ranks of the elements.
-        n_species: Z.
-        j: (N, K) as in `Neighbors`.
-        shift: (N, K, 3)
-        reverse: (N, K)
-        valid: (N, K)
-    """
-    n_atoms, capacity = j.shape
-    first = np.zeros(n_atoms * n_species + 1, np.int64)
-    pairs = 0
-    for n in range(n_atoms):
-        for k in range(capacity):
-            if valid[n, k] and looks_after(n, n * capacity + k, j[n, k], reverse[n, k]):
-                first[n * n_species + index[j[n, k]] + 1] += 1
-                pairs += 1
-    for row in range(1, len(first)):
-        first[row] = first[row - 1] + -(-first[row] // FOUR) * FOUR
-    # Room for an image in every pair: what is not used takes no memory.
-    atom, translation = np.empty(pairs, np.int64), np.empty((pairs, 3))
-    # The images of an atom form a chain.
-    latest, earlier = np.full(n_atoms, -1), np.empty(pairs, np.int64)
-    images = 0
-    near, last = np.zeros(first[-1], np.uint32), first[:-1].copy()
-    for n in range(n_atoms):
-        for k in range(capacity):
-            if not (valid[n, k] and looks_after(n, n * capacity + k, j[n, k], reverse[n, k])):
-                continue
-            other, s = j[n, k], shift[n, k]
-            point = other
-            if s[0] != 0 or s[1] != 0 or s[2] != 0:
-                image = latest[other]
-                while image >= 0:
-                    t = translation[image]
-                    if t[0] == s[0] and t[1] == s[1] and t[2] == s[2]:
-                        break
-                    image = earlier[image]
-                if image < 0:
-                    image = images
-                    atom[image], earlier[image], latest[other] = other, latest[other], image
-                    for axis in range(3):
-                        translation[image, axis] = s[axis]
-                    images += 1
-                point = n_atoms + image
-            row = n * n_species + index[other]
-            near[last[row]] = point
-            last[row] += 1
-    return Rows(first, last, near, atom[:images].copy(), translation[:images].copy())
-
-
-@compiled()
-def place(positions: Array, cell: Array, system: Array, rows: Rows) -> Array:
-    """Where all points are, Å, and which atoms they are or are images of, (N + images, 4)."""
-    n_atoms, images = len(positions), len(rows.atom)
-    points = np.empty((n_atoms + images, FOUR))
-    for n in range(n_atoms):
-        for axis in range(3):
-            points[n, axis] = positions[n, axis]
-        points[n, 3] = n
-    for image in range(images):
-        n, s = rows.atom[image], rows.shift[image]
-        box, point = cell[system[n]], points[n_atoms + image]
-        for axis in range(3):
-            point[axis] = positions[n, axis] + (
-                s[0] * box[0, axis] + s[1] * box[1, axis] + s[2] * box[2, axis]
-            )
-        point[3] = n
-    return points
 
 
 @compiled(inner=True)
@@ -229,7 +136,7 @@ def _gather(
         n: whose neighbors.
         slots: the first one, and the one after the last.
         near: of the rows.
-        points: by `place`, flat.
+        points: by `pairwise_rows.place`, flat.
         cutoff: Å.
         found: is overwritten but for what functions say.
 
@@ -331,44 +238,23 @@ def _share(n: int, count: int, found: Found, shares: Array, virial: Array) -> No
 
 
 @compiled(inner=True)
-def _sweep(
-    atoms: tuple[int, int],
-    points: Array,
-    index: Array,
-    rows: Rows,
-    terms: Terms,
-    found: Found,
-    shares: Array,
-    virials: Array,
+def _evaluate(
+    terms: Terms, here: int, there: int, count: int, nearest: float, found: Found
 ) -> None:
-    """What the pairs of some atoms give to both their atoms; points and shares are flat."""
-    kinds, parameters = terms.kinds, terms.parameters
+    """Fills in what functions say of pairs of two elements; see `_gather` for the numbers."""
     square, energy, slope = found.square, found.energy, found.slope
-    n_species = parameters.shape[1]
-    for n in range(atoms[0], atoms[1]):
-        virial = virials[n]
-        for axis in range(3):
-            for other in range(3):
-                virial[axis, other] = 0.0
-        for element in range(n_species):
-            row = n * n_species + element
-            for start in range(rows.first[row], rows.last[row], PIECE):
-                slots = (start, min(start + PIECE, rows.last[row]))
-                count, nearest = _gather(n, slots, rows.near, points, terms.cutoff, found)
-                for k in range(count):
-                    energy[k], slope[k] = 0.0, 0.0
-                for t in range(len(kinds)):
-                    p = parameters[t, index[n], element]
-                    if kinds[t] == LENNARD_JONES:
-                        _add_lennard_jones(square, energy, slope, count, p)
-                    elif kinds[t] == MORSE:
-                        _add_morse(square, energy, slope, count, p)
-                    else:
-                        _add_zbl(square, energy, slope, count, p)
-                    if nearest * p[0] * p[0] < 1.0:
-                        _add_wall(square, energy, slope, count, p)
-                _share(n, count, found, shares, virial)
-        virial[1, 0], virial[2, 0], virial[2, 1] = virial[0, 1], virial[0, 2], virial[1, 2]
+    for k in range(count):
+        energy[k], slope[k] = 0.0, 0.0
+    for t in range(len(terms.kinds)):
+        kind, p = terms.kinds[t], terms.parameters[t, here, there]
+        if kind == LENNARD_JONES:
+            _add_lennard_jones(square, energy, slope, count, p)
+        elif kind == MORSE:
+            _add_morse(square, energy, slope, count, p)
+        else:
+            _add_zbl(square, energy, slope, count, p)
+        if nearest * p[0] * p[0] < 1.0:
+            _add_wall(square, energy, slope, count, p)
 
 
 @compiled(nogil=True)
@@ -388,9 +274,9 @@ def sweep(
         some: the first piece, and the one after the last.
         pieces: (pieces, 5) int64, of each the first atom and the one after the last, those of
             their system, and which of `shares` it may write to.
-        points: by `place`.
+        points: by `pairwise_rows.place`.
         index: (N,) int64, ranks of the elements.
-        rows: by `pack`.
+        rows: by `pairwise_rows.pack`.
         terms: the potential.
         shares: (P, N, 4) forces, and energies.
         virials: (N, 3, 3); to that of each atom belong the pairs that it has.
@@ -400,11 +286,24 @@ def sweep(
     square, further = on_stack(ROOM, flat), on_stack(ROOM, flat)
     energy, slope = on_stack(ROOM, flat), on_stack(ROOM, flat)
     found = Found(x, y, z, square, further, energy, slope)
+    n_species = len(terms.reference)
     for piece in range(some[0], some[1]):
         begin, end, first, last, part = pieces[piece]
         clear(shares[part, first:last])
         given = shares[part].reshape(-1)
-        _sweep((begin, end), flat, index, rows, terms, found, given, virials)
+        for n in range(begin, end):
+            virial = virials[n]
+            for axis in range(3):
+                for other in range(3):
+                    virial[axis, other] = 0.0
+            for element in range(n_species):
+                row = n * n_species + element
+                for start in range(rows.first[row], rows.last[row], PIECE):
+                    slots = (start, min(start + PIECE, rows.last[row]))
+                    count, nearest = _gather(n, slots, rows.near, flat, terms.cutoff, found)
+                    _evaluate(terms, index[n], element, count, nearest, found)
+                    _share(n, count, found, given, virial)
+            virial[1, 0], virial[2, 0], virial[2, 1] = virial[0, 1], virial[0, 2], virial[1, 2]
 
 
 @compiled()
