@@ -32,6 +32,8 @@ FOUR = 4
 FEATURES = get_host_cpu_features()
 REGISTER = 64 if FEATURES.get("avx512f") else 32
 """Bytes of the widest registers: of AVX-512, or of AVX2; NEON has two where AVX2 has one."""
+PART = REGISTER // 2
+"""Numbers in what is loaded by parts: two registers in float32. AVX2 has no more than sixteen."""
 LINE = 64
 """Bytes that a cache has in one piece."""
 PERMITTED = ("contract", "nsz")
@@ -122,6 +124,8 @@ load = _load(WIDTH)
 """Lanes from a flat array, at a place and after it."""
 load_half = _load(HALF)
 """Half as many."""
+load_part = _load(PART)
+"""As many as a few of which stay in registers, whatever the processor."""
 load_four = _load(FOUR)
 """Four of them: what belongs to an atom in four numbers, or one number of four atoms."""
 
@@ -177,6 +181,30 @@ def total(typing: Any, lanes: Any) -> Any:
         return builder.extract_element(x, INDEX(0))
 
     return lanes.dtype(lanes), generate
+
+
+@instruction
+def totals(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The sums over the lanes of each of four, as four lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        def halved(x: Any, width: int) -> Any:
+            halves = (list(range(width)), list(range(width, 2 * width)))
+            return builder.fadd(*(_shuffle(builder, x, places) for places in halves))
+
+        def joined(x: Any, y: Any, places: list[int]) -> Any:
+            sides = (places, [place + 2 for place in places])
+            return builder.fadd(*(_shuffle(builder, x, each, y) for each in sides))
+
+        parts, width = list(given), a.count
+        while width > 2 * FOUR:
+            width //= 2
+            parts = [halved(each, width) for each in parts]
+        places = [0, 8, 1, 9, 4, 12, 5, 13]
+        one, other = joined(parts[0], parts[1], places), joined(parts[2], parts[3], places)
+        return halved(joined(one, other, [0, 1, 8, 9, 4, 5, 12, 13]), FOUR)
+
+    return LanesType(a.dtype, FOUR)(a, a, a, a), generate
 
 
 @instruction

@@ -109,6 +109,12 @@ def test_loops_take_networks_of_any_size(
     assert_same(*both(network, system), 10.0 * NETWORKS[name])
 
 
+@pytest.mark.parametrize(("layers", "radial"), [(1, 33), (2, 40)])
+def test_painn_may_have_more_radial_functions_than_lanes(layers: int, radial: int) -> None:
+    network = sized("painn", 16, layers, radial)
+    assert_same(*both(network, to_system(crystal())), 10.0 * NETWORKS["painn"])
+
+
 @each_network
 def test_a_batch_is_its_systems(name: str) -> None:
     network = random_potential(name)

@@ -11,15 +11,18 @@ from mdlearn import lanes
 from mdlearn.jit import compiled
 from mdlearn.lanes import (
     FOUR,
+    HALF,
     WIDTH,
     below,
     chosen,
     fetch,
     load,
     load_four,
+    load_half,
     ones,
     store,
     total,
+    totals,
     transposed,
 )
 from mdlearn.matrices import add_product, add_product_turned, multiply_into, packed
@@ -50,6 +53,24 @@ def test_lanes_are_arrays(dtype: type) -> None:
     assert np.abs(out[2:-2] - (2.0 * a - b / a + 1.0)).max() < 4.0 * epsilon
     assert not out[:2].any()
     assert not out[-2:].any()
+
+
+@compiled(keep=False)
+def four_sums(x: Array, out: Array) -> None:
+    a, b, c, d = load(x, 0), load(x, WIDTH), load(x, 2 * WIDTH), load(x, 3 * WIDTH)
+    store(out, 0, totals(a, b, c, d))
+    a, b, c, d = load_half(x, 0), load_half(x, WIDTH), load_half(x, 2 * WIDTH), load_half(x, HALF)
+    store(out, FOUR, totals(a, b, c, d))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_four_sums_at_once(dtype: type) -> None:
+    x = np.random.default_rng(0).uniform(1.0, 2.0, (4, WIDTH)).astype(dtype)
+    out = np.zeros(2 * FOUR, dtype)
+    four_sums(x.ravel(), out)
+    halves = [*x[:3, :HALF].astype(float).sum(1), x[0, HALF:].astype(float).sum()]
+    expected = np.array([*x.astype(float).sum(1), *halves])
+    assert np.abs(out - expected).max() < 8 * WIDTH * np.finfo(dtype).eps
 
 
 def turn_and_choose(x: Array, limit: float, turned: Array, near: Array) -> int:

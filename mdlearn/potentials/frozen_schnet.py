@@ -24,6 +24,7 @@ from mdlearn.potentials.frozen_network import (
 from mdlearn.potentials.frozen_tables import bundled, pair_room, shares_of, tabulate
 from mdlearn.potentials.kernels import schnet as kernel
 from mdlearn.potentials.kernels.rows import Array
+from mdlearn.potentials.kernels.spline import ROWS
 from mdlearn.potentials.schnet import Interaction, SchNet
 
 
@@ -86,7 +87,8 @@ def _workspace(weights: kernel.Weights, n_atoms: int, capacity: int) -> kernel.W
 
     return kernel.Workspace(
         **common_room(n_atoms, capacity),
-        **pair_room(n_atoms, capacity, weights.speak.dtype),
+        **pair_room(n_atoms, capacity),
+        blends=room(n_atoms, capacity, 2 * ROWS),
         along=room(n_features // WIDTH, n_atoms, capacity),
         said=room(n_layers, n_features // WIDTH, blocks * block, WIDTH),
         shares=room(shares_of(n_atoms), n_features // WIDTH, blocks * block, WIDTH),

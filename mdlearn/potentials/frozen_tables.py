@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdlearn.lanes import WIDTH, zeros
+from mdlearn.lanes import WIDTH
 from mdlearn.potentials.frozen_network import BLOCK, MANY_ATOMS
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.spline import ROWS, blend_once
@@ -38,9 +37,9 @@ def tabulate(function: Callable[[Tensor], Tensor], precision: torch.dtype) -> Ar
         (intervals + 5, F) float64.
     """
     intervals = 64
-    rows = _spline(function, intervals)
+    rows = spline(function, intervals)
     while intervals < MOST_INTERVALS:
-        finer = _spline(function, 2 * intervals)
+        finer = spline(function, 2 * intervals)
         slopes = [(_slopes(rows, t, intervals), _slopes(finer, t, intervals)) for t in BETWEEN]
         largest = max(float(np.abs(exact).max()) for _, exact in slopes)
         if all(np.abs(a - b).max() <= TOLERANCE[precision] * largest for a, b in slopes):
@@ -49,8 +48,8 @@ def tabulate(function: Callable[[Tensor], Tensor], precision: torch.dtype) -> Ar
     return rows
 
 
-def _spline(function: Callable[[Tensor], Tensor], intervals: int) -> Array:
-    """Its coefficients, (intervals + 5, F)."""
+def spline(function: Callable[[Tensor], Tensor], intervals: int) -> Array:
+    """Coefficients (intervals + 5, F) for a function as `tabulate` takes it, with so many knots."""
     knots = torch.arange(-MARGIN, intervals + MARGIN + 1, dtype=torch.float64) / intervals
     return _coefficients(function(knots).numpy())[MARGIN - 2 : MARGIN + intervals + 3]
 
@@ -100,13 +99,12 @@ def shares_of(n_atoms: int) -> int:
     return 1 if n_atoms <= BLOCK else 2 if n_atoms < MANY_ATOMS else 4
 
 
-def pair_room(n_atoms: int, capacity: int, dtype: Any) -> dict[str, Array]:
-    """What `spline.approach` fills, by name."""
+def pair_room(n_atoms: int, capacity: int) -> dict[str, Array]:
+    """What `spline.approach` fills, by name, but for `blends`."""
     return {
         "own": np.zeros(n_atoms, np.int64),
         "near": np.zeros((n_atoms, capacity), np.int64),
         "places": np.zeros((n_atoms, capacity), np.int64),
-        "blends": zeros((n_atoms, capacity, 2 * ROWS), dtype),
         "span": np.zeros((n_atoms, 2), np.int64),
         "reached": np.zeros((shares_of(n_atoms), 2), np.int64),
     }

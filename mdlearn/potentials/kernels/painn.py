@@ -12,7 +12,7 @@ from mdlearn.matrices import add_product, multiply_into
 from mdlearn.potentials.kernels.activation import silu
 from mdlearn.potentials.kernels.atoms import Inputs, look, push, read
 from mdlearn.potentials.kernels.painn_layout import Weights, Workspace
-from mdlearn.potentials.kernels.painn_pairs import bend, hear, hear_back, point
+from mdlearn.potentials.kernels.painn_pairs import hear, hear_back, keep_seen, see, see_back
 from mdlearn.potentials.kernels.rows import Array, add, clear, copy, scale
 from mdlearn.potentials.kernels.spline import add_shares, approach, tasks_of
 
@@ -49,26 +49,22 @@ def _forward(
     weights: Weights,
     work: Workspace,
 ) -> None:
-    """From what the atoms of a block hear to their scalars and vectors, and what they say next."""
+    """From what the atoms of a block see or hear to their scalars and vectors; what they say."""
     change, vectors = work.invariants[block], work.vectors[layer, block]
     width, n = change.shape
-    if layer == 0:
-        clear(change)
-        clear(vectors)
-    else:
-        copy(work.vectors[layer - 1, block], vectors)
-    heard = work.scratch.said
-    add_shares(work, block * width, heard)
-    for place in range(width):
-        add(heard[place, :n], change[place])
-        for axis in range(3):
-            add(heard[place, (1 + axis) * n : (2 + axis) * n], vectors[axis * width + place])
-    mixed = work.mixed[layer, block]
-    multiply_into(vectors, weights.mix[layer], mixed)
-    scratch = work.scratch
+    mixed, scratch = work.mixed[layer, block], work.scratch
     lengths, products, response = scratch.lengths, scratch.products, scratch.hidden
+    if layer == 0:
+        scalars, directions = scratch.seen[:width], scratch.seen[width:]
+        multiply_into(scalars, weights.seen_scalars, change)
+        multiply_into(scalars, weights.seen_own, response)
+        multiply_into(directions, weights.seen_vectors, vectors)
+        multiply_into(directions, weights.seen_mix, mixed)
+    else:
+        _listen(layer, block, work)
+        multiply_into(change, weights.own[layer], response)
+        multiply_into(vectors, weights.mix[layer], mixed)
     _measure(mixed.reshape(-1), weights.softness, n, lengths, products)
-    multiply_into(change, weights.own[layer], response)
     add_product(lengths, weights.lengths[layer], response)
     members, rises = index[atoms[0] : atoms[1]], work.rises[layer, block]
     _activate(response, weights.own_start[layer], members, rises, 1.0)
@@ -87,6 +83,20 @@ def _forward(
                 vector[c] += gate[n + c] * one[c]
     if not last:
         _speak(layer + 1, block, members, atoms[0], weights, work)
+
+
+@compiled(inner=True)
+def _listen(layer: int, block: int, work: Workspace) -> None:
+    """Adds what the atoms of a block hear to their scalars and vectors."""
+    change, vectors = work.invariants[block], work.vectors[layer, block]
+    width, n = change.shape
+    copy(work.vectors[layer - 1, block], vectors)
+    heard = work.scratch.said
+    add_shares(work, block * width, heard)
+    for place in range(width):
+        add(heard[place, :n], change[place])
+        for axis in range(3):
+            add(heard[place, (1 + axis) * n : (2 + axis) * n], vectors[axis * width + place])
 
 
 @compiled(inner=True)
@@ -124,7 +134,7 @@ def _speak(
         copy(spoken[place, 2 * n :], loudness[place])
     for place in range(len(members)):
         for bundle in range(n // WIDTH):
-            said, lane = work.said[layer, bundle, first + place], bundle * WIDTH
+            said, lane = work.said[layer - 1, bundle, first + place], bundle * WIDTH
             store(said, 0, load(spoken[place], lane))
             store(said, WIDTH, load(spoken[place], n + lane))
             loud = load(spoken[place], 2 * n + lane)
@@ -137,7 +147,7 @@ def _speak(
 def _update_back(
     layer: int, block: int, atoms: tuple[int, int], weights: Weights, work: Workspace
 ) -> None:
-    """From adjoints of scalars and vectors after a layer to those of what was heard in it."""
+    """From adjoints of scalars and vectors after a layer to those of what was seen or heard."""
     change, turning = work.invariants[block], work.turning[block]
     width, n = change.shape
     mixed, gates = work.mixed[layer, block], work.gates[layer, block]
@@ -168,6 +178,14 @@ def _update_back(
         n,
         to_mixed.reshape(-1),
     )
+    if layer == 0:
+        scalars, directions = work.scratch.seen[:width], work.scratch.seen[width:]
+        multiply_into(change, weights.seen_scalars_back, scalars)
+        add_product(inner, weights.seen_own_back, scalars)
+        multiply_into(turning, weights.seen_vectors_back, directions)
+        add_product(to_mixed, weights.seen_mix_back, directions)
+        keep_seen(atoms, weights.radial, work)
+        return
     add_product(inner, weights.own_back[layer], change)
     add_product(to_mixed, weights.mix_back[layer], turning)
     for atom in range(atoms[0], atoms[1]):
@@ -233,54 +251,47 @@ def _speak_back(layer: int, block: int, adjoint: Array, weights: Weights, work: 
 
 @compiled(placed=True)
 def forward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
-    """A stage on the way to energies, of 2 I + 1: pairs and atoms in turns; see `sweep`."""
-    index, (blocks, width, n) = inputs.species, work.invariants.shape
+    """A stage on the way to energies, of 2 I - 1: atoms and pairs in turns; see `sweep`."""
+    index, (blocks, width, _) = inputs.species, work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(index)))
     if stage == 0:
         for atom in range(atoms[0], atoms[1]):
             look(atom, inputs, weights, work)
-            first = weights.first[index[atom]]
-            for bundle in range(n // WIDTH):
-                said = work.said[0, bundle, atom]
-                store(said, 0, load(first, bundle * WIDTH))
-                store(said, WIDTH, load(first, n + bundle * WIDTH))
         approach(atoms, inputs, weights, work)
         for atom in range(atoms[0], atoms[1]):
-            for bundle in range(n // WIDTH):
+            for bundle in range(len(work.bent)):
                 clear(work.bent[bundle, atom, : work.own[atom]])
-    elif stage % 2 == 1:
+        see(atoms, inputs, weights, work)
+    if stage % 2 == 0:
+        _forward(stage // 2, block, atoms, index, weights, work)
+    else:
         begin, end = tasks_of(block, blocks, work)
         for task in range(begin, end):
-            hear(stage // 2, task, weights, work)
-    else:
-        _forward(stage // 2 - 1, block, atoms, index, weights, work)
+            hear(stage // 2 + 1, task, weights, work)
 
 
 @compiled(placed=True)
 def backward(stage: int, block: int, inputs: Inputs, weights: Weights, work: Workspace) -> None:
-    """A stage from there to forces: what is left of the last layer, and 2 I + 1 more."""
+    """A stage from there to forces: what is left of the last layer, and 2 I more."""
     n_layers, (blocks, width, _) = len(weights.own), work.invariants.shape
     atoms = (block * width, min((block + 1) * width, len(inputs.species)))
-    way = stage - 2 * n_layers
+    way = stage - 2 * (n_layers - 1)
     layer = n_layers - (way + 1) // 2
     if way == 0:
         read(block, inputs.species, weights, work)
         clear(work.turning[block])
-    elif way == 2 * n_layers + 1:
+    elif way == 2 * n_layers:
         for atom in range(atoms[0], atoms[1]):
             push(atom, inputs.reverse, work)
+    elif layer == 0:
+        see_back(atoms, inputs.species, weights, work)
     elif way % 2 == 1:
         first, last = tasks_of(block, blocks, work)
         for task in range(first, last):
-            if layer > 0:
-                hear_back(layer, task, weights, work)
-            else:
-                bend(task, weights, work)
-    elif layer > 0:
+            hear_back(layer, task, weights, work)
+    else:
         adjoint = work.scratch.said
         add_shares(work, block * width, adjoint)
         _speak_back(layer, block, adjoint, weights, work)
-    else:
-        point(atoms, work)
     if way % 2 == 0 and layer > 0:
         _update_back(layer - 1, block, atoms, weights, work)

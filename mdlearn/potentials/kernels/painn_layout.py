@@ -1,15 +1,21 @@
 """What the loops of PaiNN are given, and what they work in.
 
 Axes of arrays: N atoms, in B blocks of W, and in S shares, see `spline.tasks_of`; K neighbors; Z
-elements; I layers; F features, filled up to a multiple of the lanes. Vectors of a block are rows (3
-W, F): all x, all y, all z.
+elements; R radial functions, in P pieces of 32; I layers; F features, filled up to a multiple of
+the lanes. Vectors of a block are rows (3 W, F): all x, all y, all z.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from mdlearn.potentials.kernels.spline import ROWS
 from mdlearn.words import Array1, Array2, Array3, Array4, Exact1, Exact2, Exact3, Index1, Index2
+
+DIRECTION = 2 * ROWS
+"""Where that of a pair stands, after what its filters are blended with,"""
+KNOWN = 16
+"""in a row of so many numbers: a line of the cache in float32."""
 
 
 class Weights(NamedTuple):
@@ -39,12 +45,28 @@ class Weights(NamedTuple):
     softness: float
     """Of lengths."""
     crowding: float
-    """Of knots at short distances, see `spline.approach`."""
+    """Of knots at short distances, see `spline.blend_at`."""
     tables: Array4
-    """(I, F/32, 3, (intervals + 5) 32), see `spline`: filters of scalars, of vectors along a line,
-    and of the speaker's vectors."""
-    first: Array2
-    """(Z, 2F), what the elements say in the first layer."""
+    """(I - 1, F/32, 3, (intervals + 5) 32), see `spline`, of the layers after the first: filters of
+    scalars, of vectors along a line, and of the speaker's vectors."""
+    waves: Array2
+    """(P, (intervals + 5) 32), the same of the functions that filters are made of,"""
+    radial: int
+    """and how many these are, R."""
+    seen_scalars: Array3
+    """(Z R, F), from the density of an atom's neighbors to its scalars after it has heard in the
+    first layer,"""
+    seen_scalars_back: Array3
+    seen_own: Array3
+    """(Z R, F), from these on to the hidden layer of the first update; from the density by axis"""
+    seen_own_back: Array3
+    seen_vectors: Array3
+    """(Z R, F), to vectors,"""
+    seen_vectors_back: Array3
+    seen_mix: Array3
+    """(Z R, 2F), and from these on to U v and V v. Maps of the first layer that are a part of these
+    are not used: `speak_hidden`, `speak_out`, `own` and `mix`."""
+    seen_mix_back: Array3
     speak_start: Array3
     """(I, Z, F), what the hidden layer of a message is given by the element,"""
     speak_hidden: Array4
@@ -96,6 +118,10 @@ class Scratch(NamedTuple):
     """(W, 3F), what a message is made of,"""
     said: Array2
     """(W, 5F), what is said; forward, what is heard."""
+    density: Array3
+    """(Z, 4, 32 P), of one atom's neighbors, and"""
+    seen: Array2
+    """(4 W, Z R), of those of a block: by distance, and by direction, all x, all y, all z."""
     head: Array2
     """(W, H), the hidden layer of the head."""
 
@@ -116,15 +142,17 @@ class Workspace(NamedTuple):
     places: Index2
     """(N, K) int64, where their filters stand in a table,"""
     blends: Array3
-    """(N, K, 10), how these are blended,"""
+    """(N, K, 16), how these are blended, and `DIRECTION`; these two of all neighbors,"""
     span: Index2
     """(N, 2) int64, the first of these atoms and of itself, and the one after the last of them,"""
     reached: Index2
     """(S, 2) int64, the same of the atoms of a share,"""
     bent: Array4
     """(F/32, N, K, 4), and derivatives of the energy by their distances and directions."""
+    seen: Array4
+    """(N, Z, 4, 32 P), adjoints of the density of an atom's neighbors."""
     said: Array4
-    """(I, F/32, N, 5 x 32): to scalars, to vectors along the line, and vectors by axis. What an
+    """(I - 1, F/32, N, 5 x 32): to scalars, to vectors along the line, and vectors by axis. What an
     atom has of 32 features stands in one piece: pieces of longer rows would share few places of a
     cache."""
     shares: Array4

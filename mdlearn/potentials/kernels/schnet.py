@@ -52,7 +52,7 @@ class Weights(NamedTuple):
     reference: Exact1
     """(Z,) float64 eV, energies of isolated atoms."""
     crowding: float
-    """Of knots at short distances, see `spline.approach`."""
+    """Of knots at short distances, see `spline.blend_at`."""
     tables: Array3
     """(I, F/32, (intervals + 5) 32), see `spline`."""
     start: Array3

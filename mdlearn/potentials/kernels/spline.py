@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from mdlearn.jit import compiled, on_stack
-from mdlearn.lanes import WIDTH, Lanes, alike, load, store
+from mdlearn.lanes import WIDTH, Lanes, alike, load, load_part, store
 from mdlearn.potentials.kernels.atoms import envelope, looks_after
 from mdlearn.potentials.kernels.rows import Array
 from mdlearn.potentials.kernels.sphere import FASTMATH
@@ -87,14 +87,23 @@ def divide(n: int, inputs: Any, work: Any) -> int:
 
 
 @compiled(inner=True)
-def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> None:
-    """How some atoms and the neighbors that they look after are heard: who, and by which filters.
+def blend_at(distance: float, weights: Any, bumps: Array, out: Array) -> int:
+    """`blend` at a distance, with the envelope; knots are even in y = (1 + s) u / (1 + s u).
 
-    Knots are even in y = (1 + s) u / (1 + s u) for u = distance/cutoff.
+    Here u = distance/cutoff, and s is how they crowd at short distances.
     """
-    bumps, s = on_stack(ROWS, work.pairs), weights.crowding
-    per_length = 1.0 / weights.cutoff
+    s, per_length = weights.crowding, 1.0 / weights.cutoff
     intervals = weights.tables.shape[-1] // WIDTH - ROWS
+    u = distance * per_length
+    cut, d_cut = envelope(u)
+    y, d_y = (1.0 + s) * u / (1.0 + s * u), (1.0 + s) / (1.0 + s * u) ** 2 * per_length
+    return blend(y, d_y, cut, d_cut * per_length, intervals, bumps, out)
+
+
+@compiled(inner=True)
+def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> None:
+    """How some atoms and neighbors that they look after are heard: who, and by which filters."""
+    bumps = on_stack(ROWS, work.pairs)
     for n in range(atoms[0], atoms[1]):
         work.own[n] = divide(n, inputs, work)
         first, last = n, n
@@ -102,11 +111,8 @@ def approach(atoms: tuple[int, int], inputs: Any, weights: Any, work: Any) -> No
             other = inputs.j[n, work.slots[n, k]]
             first, last = min(first, other), max(last, other)
             work.near[n, k] = other
-            u = work.pairs[n, k, 3] * per_length
-            cut, d_cut = envelope(u)
-            y, d_y = (1.0 + s) * u / (1.0 + s * u), (1.0 + s) / (1.0 + s * u) ** 2 * per_length
-            out = work.blends[n, k]
-            work.places[n, k] = blend(y, d_y, cut, d_cut * per_length, intervals, bumps, out)
+            distance = work.pairs[n, k, 3]
+            work.places[n, k] = blend_at(distance, weights, bumps, work.blends[n, k])
         work.span[n, 0], work.span[n, 1] = first, last + 1
 
 
@@ -127,6 +133,26 @@ def filtered(table: Array, place: int, blend: Array, first: int) -> Lanes:
         + blend[first + 3] * load(table, place + 3 * WIDTH)
         + blend[first + 4] * load(table, place + 4 * WIDTH)
     )
+
+
+@compiled(inner=True)
+def part_filtered(table: Array, place: int, blend: Array) -> Lanes:
+    """The filters of a part of these channels."""
+    value = blend[0] * load_part(table, place)
+    for i in range(1, ROWS):
+        value = value + blend[i] * load_part(table, place + i * WIDTH)
+    return value
+
+
+@compiled(inner=True)
+def part_with_slopes(table: Array, place: int, blend: Array) -> tuple[Lanes, Lanes]:
+    """The same, and what they change by; what a table has is loaded once for both."""
+    row = load_part(table, place)
+    value, slope = blend[0] * row, blend[ROWS] * row
+    for i in range(1, ROWS):
+        row = load_part(table, place + i * WIDTH)
+        value, slope = value + blend[i] * row, slope + blend[ROWS + i] * row
+    return value, slope
 
 
 @compiled(inner=True)
