@@ -15,7 +15,7 @@ from mdlearn.lanes import WIDTH, load, store
 from mdlearn.lanes import total as total_of
 from mdlearn.matrices import multiply_into
 from mdlearn.potentials.kernels.activation import silu
-from mdlearn.potentials.kernels.rows import Array, clear
+from mdlearn.potentials.kernels.rows import Array
 from mdlearn.words import Exact2, Exact3, Flags2, Index1, Index2
 
 
@@ -84,7 +84,8 @@ def look(
             continue
         d = math.sqrt(max(square, 1e-12))
         pair = work.pairs[n, count]
-        pair[0], pair[1], pair[2], pair[3] = x / d, y / d, z / d, d
+        inverse = 1.0 / d
+        pair[0], pair[1], pair[2], pair[3] = inverse * x, inverse * y, inverse * z, d
         work.slots[n, count] = k
         count += 1
         start = weights.wall[index[n], index[other]]
@@ -137,19 +138,23 @@ def read(block: int, index: Array, weights: Any, work: Any) -> None:
 def push(n: int, reverse: Array, work: Any) -> None:
     """Force on atom n and its virial: F = sum_k g[n,k] - g.flat[reverse[n,k]]."""
     fx, fy, fz = 0.0, 0.0, 0.0
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     slope = work.slope.reshape(-1, 3)
-    virial = work.virials[n]
-    clear(virial)
     for k in range(work.within[n]):
         slot = work.slots[n, k]
         g, back = work.slope[n, slot], slope[reverse[n, slot]]
         fx += g[0] - back[0]
         fy += g[1] - back[1]
         fz += g[2] - back[2]
-        d = work.pairs[n, k, 3]
-        for axis in range(3):
-            for other in range(3):
-                virial[axis, other] += work.pairs[n, k, axis] * d * g[other]
+        pair = work.pairs[n, k]
+        x, y, z = pair[0] * pair[3], pair[1] * pair[3], pair[2] * pair[3]
+        xx, xy, xz = xx + x * g[0], xy + x * g[1], xz + x * g[2]
+        yx, yy, yz = yx + y * g[0], yy + y * g[1], yz + y * g[2]
+        zx, zy, zz = zx + z * g[0], zy + z * g[1], zz + z * g[2]
+    virial = work.virials[n]
+    virial[0, 0], virial[0, 1], virial[0, 2] = xx, xy, xz
+    virial[1, 0], virial[1, 1], virial[1, 2] = yx, yy, yz
+    virial[2, 0], virial[2, 1], virial[2, 2] = zx, zy, zz
     work.forces[n, 0], work.forces[n, 1], work.forces[n, 2] = fx, fy, fz
 
 

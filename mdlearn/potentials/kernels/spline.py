@@ -52,7 +52,7 @@ def blend(
         for i in range(degree, 0, -1):
             bumps[i] = (degree - i + t) * bumps[i - 1] + (i + 1 - t) * bumps[i]
         bumps[0] *= 1.0 - t
-    rise, value, d_value = cut * d_y * intervals / 6.0, cut / 24.0, d_cut / 24.0
+    rise, value, d_value = cut * d_y * intervals * (1 / 6), cut * (1 / 24), d_cut * (1 / 24)
     for i in range(ROWS):
         before = bumps[i - 1] if i > 0 else 0.0
         bump = (4 - i + t) * before + (i + 1 - t) * bumps[i]
@@ -96,7 +96,8 @@ def blend_at(distance: float, weights: Any, bumps: Array, out: Array) -> int:
     intervals = weights.tables.shape[-1] // WIDTH - ROWS
     u = distance * per_length
     cut, d_cut = envelope(u)
-    y, d_y = (1.0 + s) * u / (1.0 + s * u), (1.0 + s) / (1.0 + s * u) ** 2 * per_length
+    shrink = 1.0 / (1.0 + s * u)
+    y, d_y = (1.0 + s) * u * shrink, (1.0 + s) * shrink * shrink * per_length
     return blend(y, d_y, cut, d_cut * per_length, intervals, bumps, out)
 
 
