@@ -56,6 +56,7 @@ from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.network import EUCLIDEAN, ParametricPotential, Settings, Size
 from mdlearn.training.config import MODELS, WITHOUT_PARAMETERS, TrainConfig
 from mdlearn.training.dataset import concatenate, make_example
+from mdlearn.training.guess import SIZES, suit
 from mdlearn.training.loop import Training, fit
 from mdlearn.training.loss import Weights
 from mdlearn.training.schedule import Schedule
@@ -238,6 +239,52 @@ def test_starts_from_what_the_training_frames_show(name: str) -> None:
             two_atoms(potential, pair, d)[1] for d in np.linspace(minimum, 1.4 * minimum, 60)
         )
         assert strongest == pytest.approx(ATTRACTION * scale, rel=3e-3)
+
+
+@pytest.mark.parametrize("kind", [LennardJones, Morse])
+def test_begins_with_the_size_of_atoms_and_not_of_their_closest_approach(
+    kind: type[LennardJones] | type[Morse],
+) -> None:
+    """Rattled frames, where the shortest distance is far below any of a minimum."""
+    name = {LennardJones: "lennard-jones", Morse: "morse"}[kind]
+
+    def make() -> LennardJones | Morse:
+        closest = ((18, 18, 2.5), (18, 36, 2.5), (36, 36, 2.5))
+        settings = Settings(name, 8.0, 0, 0, 0, 8.0, 0.1, closest)
+        potential = make_potential((18, 36), {18: 0.0, 36: 0.0}, settings).double()
+        assert isinstance(potential, kind)
+        return potential
+
+    truth, started = make(), make()
+    with torch.no_grad():
+        truth.stretch(SIZES[6])
+        truth.log_depths().copy_(torch.tensor([[0.010, 0.012], [0.012, 0.014]]).log())
+    frames, nothing = [], []
+    for seed in range(4):
+        grid = 3.9 * np.array(list(itertools.product((0, 1), (0, 1), (0, 1))))
+        atoms = ase.Atoms("Ar4Kr4", positions=np.random.default_rng(seed).permutation(grid))
+        atoms.rattle(0.3, seed=seed)
+        system = to_system(atoms)
+        found = evaluate(truth, system, build(system, 8.0))
+        unknown = torch.full((1, 3), torch.nan, dtype=torch.float64)
+        labels = Labels(found.energy, found.forces, found.stress, unknown)
+        frames.append(make_example(Frame("", system, labels), 8.0))
+        labels = labels._replace(forces=torch.full_like(found.forces, torch.nan))
+        nothing.append(make_example(Frame("", system, labels), 8.0))
+    first = {name: each.clone() for name, each in started.state_dict().items()}
+    suit(started, nothing)
+    assert all(torch.equal(each, first[name]) for name, each in started.state_dict().items())
+    suit(started, frames)
+    lengths = [
+        each.sigma() if isinstance(each, LennardJones) else each.minimum()
+        for each in (started, truth)
+    ]
+    assert_close((lengths[0] / lengths[1]).detach(), torch.ones(2, 2), 1e-9)
+    depths = started.log_depths().exp(), truth.log_depths().exp()
+    assert_close((depths[0] / depths[1]).detach(), torch.ones(2, 2), 1e-6)
+    for system, neighbors, labels, _ in frames:
+        missing = evaluate(started, system, neighbors).forces - labels.forces
+        assert missing.abs().max() < 1e-6 * labels.forces.abs().max()
 
 
 # The repulsion of nuclei

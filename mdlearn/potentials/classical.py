@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -112,6 +112,14 @@ class PairPotential(ParametricPotential, ABC):
         closest = self.wall.start.double()
         return torch.where(closest > 1e-3, MINIMUM * closest, radii[:, None] + radii)
 
+    @abstractmethod
+    def log_depths(self) -> nn.Parameter:
+        """(S, S) logarithms of depths in eV, which forces are linear in."""
+
+    @abstractmethod
+    def stretch(self, factor: float) -> None:
+        """Makes all lengths so many times as long."""
+
     def of_pairs(self, index: Tensor, neighbors: Neighbors, *tables: Tensor) -> tuple[Tensor, ...]:
         """Looks up parameters, by products with ones and zeros: an index's derivative is a scatter.
 
@@ -146,6 +154,14 @@ class LennardJones(PairPotential):
         sigma = self.guess_minimum() / MINIMUM
         self.log_sigma = nn.Parameter(sigma.log())
         self.log_epsilon = nn.Parameter((ATTRACTION * settings.scale * sigma / 2.4).log())
+
+    def log_depths(self) -> nn.Parameter:
+        """See `PairPotential`."""
+        return self.log_epsilon
+
+    def stretch(self, factor: float) -> None:
+        """See `PairPotential`."""
+        self.log_sigma.add_(math.log(factor))
 
     def epsilon(self) -> Tensor:
         """Depths of the minima, (S, S) eV."""
@@ -186,6 +202,15 @@ class Morse(PairPotential):
         self.log_steepness = nn.Parameter(steepness.log())
         depth = ATTRACTION * settings.scale * 2.0 / steepness
         self.log_depth = nn.Parameter(depth.log())
+
+    def log_depths(self) -> nn.Parameter:
+        """See `PairPotential`."""
+        return self.log_depth
+
+    def stretch(self, factor: float) -> None:
+        """See `PairPotential`."""
+        self.log_minimum.add_(math.log(factor))
+        self.log_steepness.sub_(math.log(factor))
 
     def depth(self) -> Tensor:
         """D, (S, S) eV."""

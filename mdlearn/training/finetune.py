@@ -73,17 +73,17 @@ def adapt(
         return network
 
     energies = {z: 0.0 for z in species} | old.elements.energies() | given
-    return build(_shift(build(energies), examples, energies, set(given), team))
+    return build(right_on_average(build(energies), examples, energies, set(given), team))
 
 
-def _shift(
+def right_on_average(
     network: ParametricPotential,
     examples: Sequence[Example],
     energies: dict[int, float],
     fixed: set[int],
     team: Team,
 ) -> dict[int, float]:
-    """Energies of isolated atoms with which the network is right on average."""
+    """Energies of isolated atoms with which a network is right on average, but for those given."""
     free = [z for z in energies if z not in fixed]
     if not free:
         return energies

@@ -25,11 +25,14 @@ from mdlearn.potentials.architectures import (
     make_potential,
 )
 from mdlearn.potentials.checkpoint import Model, load_model
+from mdlearn.potentials.classical import PairPotential
+from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Example, Examples, frame_sizes, select, split_frames
-from mdlearn.training.finetune import SLOWER, adapt, freeze
+from mdlearn.training.finetune import SLOWER, adapt, freeze, right_on_average
+from mdlearn.training.guess import suit
 from mdlearn.training.loop import Training
 from mdlearn.training.loss import Weights
 from mdlearn.training.schedule import Schedule
@@ -48,6 +51,8 @@ from mdlearn.training.statistics import (
 )
 from mdlearn.training.team import ALONE, Team
 
+FEW = 8
+"""Frames that show a pair potential how large atoms are, at most."""
 STATE = "training.safetensors"
 """What a training that is not finished goes on from."""
 
@@ -221,6 +226,12 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         network = make_network(config, data, examples, energies, closest, forces, team)
         old = None
     network = network.to(device, dtype)
+    if isinstance(network, PairPotential) and not model:
+        # Least squares took the mean energy for that of isolated atoms, and it cannot unlearn that.
+        suit(network, sample(examples, most=FEW))
+        given = {int(frame.system.numbers[0]) for frame in data.isolated}
+        energies = right_on_average(network, examples, network.elements.energies(), given, team)
+        network.elements = Elements(network.species, energies).to(device)
     if config.freeze:
         freeze(network, config.freeze.split(","))
     architecture = network.settings.architecture
