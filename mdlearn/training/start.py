@@ -227,8 +227,8 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         old = None
     network = network.to(device, dtype)
     if isinstance(network, PairPotential) and not model:
-        # Least squares took the mean energy for that of isolated atoms, and it cannot unlearn that.
         suit(network, sample(examples, most=FEW))
+        # Least squares took the mean energy for that of isolated atoms, and it cannot unlearn that.
         given = {int(frame.system.numbers[0]) for frame in data.isolated}
         energies = right_on_average(network, examples, network.elements.energies(), given, team)
         network.elements = Elements(network.species, energies).to(device)
