@@ -198,12 +198,8 @@ def _lines_back(layer: int, task: int, part: int, weights: Weights, work: Worksp
             other, far = other + WIDTH, far + WIDTH
             passes, rise = part_with_slopes(along, place, blend)
             far_x, far_y = load_part(heard, far), load_part(heard, far + WIDTH)
-            far_z, to_x, to_y = (
-                load_part(heard, far + 2 * WIDTH),
-                blend[DIRECTION],
-                blend[DIRECTION + 1],
-            )
-            to_z = blend[DIRECTION + 2]
+            far_z, to_x = load_part(heard, far + 2 * WIDTH), blend[DIRECTION]
+            to_y, to_z = blend[DIRECTION + 1], blend[DIRECTION + 2]
             line = to_x * x + to_y * y + to_z * z
             far_line = to_x * far_x + to_y * far_y + to_z * far_z
             to_b = to_b - passes * far_line
@@ -212,11 +208,9 @@ def _lines_back(layer: int, task: int, part: int, weights: Weights, work: Worksp
             rises = rises + rise * (far_b * line - b * far_line)
             comes, goes = passes * far_b, passes * b
             x_back, y_back = comes * x - goes * far_x, comes * y - goes * far_y
-            sums, here = (
-                totals(rises, x_back, y_back, comes * z - goes * far_z),
-                atom * capacity + k,
-            )
-            store(bent, 4 * here, load_four(bent, 4 * here) + sums)
+            z_back, here = comes * z - goes * far_z, 4 * (atom * capacity + k)
+            sums = totals(rises, x_back, y_back, z_back)
+            store(bent, here, load_four(bent, here) + sums)
         store(to_said, own, load_part(to_said, own) + to_a)
         store(to_said, own + WIDTH, load_part(to_said, own + WIDTH) + to_b)
 
@@ -226,10 +220,8 @@ def _vectors_back(layer: int, task: int, part: int, weights: Weights, work: Work
     """W" x·v, see `hear_back`."""
     bundle, share, first, last = share_of(task, work)
     table, said = weights.tables[layer - 1, bundle, 2], work.said[layer - 1, bundle].reshape(-1)
-    heard, to_said = (
-        work.heard[layer % 2, bundle].reshape(-1),
-        work.shares[share, bundle].reshape(-1),
-    )
+    to_said = work.shares[share, bundle].reshape(-1)
+    heard = work.heard[layer % 2, bundle].reshape(-1)
     for atom in range(first, last):
         near, places, blends = work.near[atom], work.places[atom], work.blends[atom]
         bent = work.bent[bundle, atom]
