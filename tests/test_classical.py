@@ -241,6 +241,20 @@ def test_starts_from_what_the_training_frames_show(name: str) -> None:
         assert strongest == pytest.approx(ATTRACTION * scale, rel=3e-3)
 
 
+def rattled(truth: ParametricPotential, count: int, by: float) -> list[Frame]:
+    """Clusters of four atoms of argon and four of krypton, with what a potential says of them."""
+    frames = []
+    for seed in range(count):
+        grid = 3.9 * np.array(list(itertools.product((0, 1), (0, 1), (0, 1))))
+        atoms = ase.Atoms("Ar4Kr4", positions=np.random.default_rng(seed).permutation(grid))
+        atoms.rattle(by, seed=seed)
+        system = to_system(atoms)
+        found = evaluate(truth, system, build(system, 8.0))
+        nothing = torch.full((1, 3), torch.nan, dtype=torch.float64)
+        frames.append(Frame("", system, Labels(found.energy, found.forces, found.stress, nothing)))
+    return frames
+
+
 @pytest.mark.parametrize("kind", [LennardJones, Morse])
 def test_begins_with_the_size_of_atoms_and_not_of_their_closest_approach(
     kind: type[LennardJones] | type[Morse],
@@ -259,20 +273,15 @@ def test_begins_with_the_size_of_atoms_and_not_of_their_closest_approach(
     with torch.no_grad():
         truth.stretch(SIZES[6])
         truth.log_depths().copy_(torch.tensor([[0.010, 0.012], [0.012, 0.014]]).log())
-    frames, nothing = [], []
-    for seed in range(4):
-        grid = 3.9 * np.array(list(itertools.product((0, 1), (0, 1), (0, 1))))
-        atoms = ase.Atoms("Ar4Kr4", positions=np.random.default_rng(seed).permutation(grid))
-        atoms.rattle(0.3, seed=seed)
-        system = to_system(atoms)
-        found = evaluate(truth, system, build(system, 8.0))
-        unknown = torch.full((1, 3), torch.nan, dtype=torch.float64)
-        labels = Labels(found.energy, found.forces, found.stress, unknown)
-        frames.append(make_example(Frame("", system, labels), 8.0))
-        labels = labels._replace(forces=torch.full_like(found.forces, torch.nan))
-        nothing.append(make_example(Frame("", system, labels), 8.0))
+    frames = [make_example(frame, 8.0) for frame in rattled(truth, 4, 0.3)]
+    unknown = [
+        each._replace(
+            labels=each.labels._replace(forces=torch.full_like(each.labels.forces, torch.nan))
+        )
+        for each in frames
+    ]
     first = {name: each.clone() for name, each in started.state_dict().items()}
-    suit(started, nothing)
+    suit(started, unknown)
     assert all(torch.equal(each, first[name]) for name, each in started.state_dict().items())
     suit(started, frames)
     lengths = [
@@ -501,15 +510,7 @@ def test_parameters_are_recovered_from_energies_and_forces() -> None:
     with torch.no_grad():
         truth.log_epsilon.copy_(epsilon.log())
         truth.log_sigma.copy_(sigma.log())
-    frames = []
-    for seed in range(16):
-        grid = 3.9 * np.array(list(itertools.product((0, 1), (0, 1), (0, 1))))
-        atoms = ase.Atoms("Ar4Kr4", positions=np.random.default_rng(seed).permutation(grid))
-        atoms.rattle(0.15, seed=seed)
-        system = to_system(atoms)
-        found = evaluate(truth, system, build(system, 8.0))
-        nothing = torch.full((1, 3), torch.nan, dtype=torch.float64)
-        frames.append(Frame("", system, Labels(found.energy, found.forces, found.stress, nothing)))
+    frames = rattled(truth, 16, 0.15)
     examples = [make_example(frame, 8.0) for frame in frames]
     learned = make(force_scale(frames), tuple(closest_distances(examples)))
     assert (learned.epsilon() / epsilon - 1.0).abs().max() > 0.15

@@ -10,10 +10,17 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from mdlearn.atoms import Frame
 from mdlearn.potentials.classical import PairPotential
+from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.training.dataset import Example
+from mdlearn.training.finetune import right_on_average
+from mdlearn.training.statistics import sample
+from mdlearn.training.team import ALONE, Team
 
+FEW = 8
+"""Frames that show how large atoms are, at most."""
 SIZES = tuple(1.05**step for step in range(19))
 """What the first guess of lengths is multiplied with, to see what suits frames. It is too short
 where atoms come nearer than they would by themselves, as in frames that were rattled."""
@@ -24,6 +31,31 @@ WEAKEST = 0.1
 """Depths of what hardly meets in these frames, as a share of the first guess, at least."""
 NOTHING = -80.0
 """The logarithm of what is nothing."""
+
+
+def begin(
+    potential: PairPotential,
+    examples: Sequence[Example],
+    isolated: Sequence[Frame],
+    team: Team = ALONE,
+) -> None:
+    """Sets lengths and depths, and energies of isolated atoms that are right on average with them.
+
+    These were found by least squares as if there were no bonds, and a potential of distances cannot
+    unlearn that.
+
+    Args:
+        potential: as it is made; changed in place.
+        examples: what it is to be trained on.
+        isolated: frames of single atoms, whose energies stay.
+        team: the processes among which the frames are shared out.
+    """
+    suit(potential, sample(examples, most=FEW))
+    given = {int(frame.system.numbers[0]) for frame in isolated}
+    known = potential.elements.energies()
+    energies = right_on_average(potential, examples, known, given, team)
+    device = potential.log_depths().device
+    potential.elements = Elements(potential.species, energies).to(device)
 
 
 @torch.no_grad()

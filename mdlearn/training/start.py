@@ -26,13 +26,12 @@ from mdlearn.potentials.architectures import (
 )
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.classical import PairPotential
-from mdlearn.potentials.elements import Elements
 from mdlearn.potentials.network import ParametricPotential, Settings
 from mdlearn.potentials.threads import leave_one_thread
 from mdlearn.training.config import TrainConfig
 from mdlearn.training.dataset import Example, Examples, frame_sizes, select, split_frames
-from mdlearn.training.finetune import SLOWER, adapt, freeze, right_on_average
-from mdlearn.training.guess import suit
+from mdlearn.training.finetune import SLOWER, adapt, freeze
+from mdlearn.training.guess import begin
 from mdlearn.training.loop import Training
 from mdlearn.training.loss import Weights
 from mdlearn.training.schedule import Schedule
@@ -51,8 +50,6 @@ from mdlearn.training.statistics import (
 )
 from mdlearn.training.team import ALONE, Team
 
-FEW = 8
-"""Frames that show a pair potential how large atoms are, at most."""
 STATE = "training.safetensors"
 """What a training that is not finished goes on from."""
 
@@ -227,11 +224,7 @@ def _set_up(config: TrainConfig, folder: Path, device: torch.device, team: Team)
         old = None
     network = network.to(device, dtype)
     if isinstance(network, PairPotential) and not model:
-        suit(network, sample(examples, most=FEW))
-        # Least squares took the mean energy for that of isolated atoms, and it cannot unlearn that.
-        given = {int(frame.system.numbers[0]) for frame in data.isolated}
-        energies = right_on_average(network, examples, network.elements.energies(), given, team)
-        network.elements = Elements(network.species, energies).to(device)
+        begin(network, examples, data.isolated, team)
     if config.freeze:
         freeze(network, config.freeze.split(","))
     architecture = network.settings.architecture
