@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mdlearn.jit import compiled
-from mdlearn.meeting import Meeting, meet, meeting_of
+from mdlearn.meeting import Meeting, Shared, meet, meeting_of, shared_by, take
 from mdlearn.potentials.frozen_network import share_blocks
 from mdlearn.potentials.threads import Team
 
@@ -30,6 +30,39 @@ def mix(turns: int, blocks: tuple[int, int], values: Array, meeting: Meeting) ->
     return True
 
 
+@compiled(keep=False, nogil=True)
+def mix_shared(
+    stages: int,
+    thread: int,
+    shared: Shared,
+    work: Array,
+    values: Array,
+    who: Array,
+    meeting: Meeting,
+) -> bool:
+    """The same of blocks that whoever is there takes; some threads take longer than others."""
+    for stage in range(stages):
+        block = take(stage, thread, shared)
+        while block >= 0:
+            total = 0
+            for _ in range(work[thread]):
+                total = 0
+                for each in values[stage]:
+                    total += each
+            values[stage + 1, block] += (31 * total + block) % 1009
+            who[stage, block] = thread
+            block = take(stage, thread, shared)
+        if not meet(meeting):
+            return False
+    return True
+
+
+@compiled(keep=False)
+def take_once(stage: int, thread: int, shared: Shared) -> int:
+    """For Python to call."""
+    return take(stage, thread, shared)
+
+
 @pytest.mark.parametrize(("threads", "blocks"), [(1, 5), (2, 2), (2, 7), (3, 8), (8, 3)])
 def test_nobody_is_ahead(threads: int, blocks: int) -> None:
     turns = 200
@@ -46,6 +79,42 @@ def test_nobody_is_ahead(threads: int, blocks: int) -> None:
     )
     assert there == [True] * min(threads, blocks)
     assert np.array_equal(values, expected)
+
+
+@pytest.mark.parametrize(("threads", "blocks"), [(1, 5), (2, 2), (2, 7), (3, 8), (8, 9)])
+def test_every_block_is_taken_once(threads: int, blocks: int) -> None:
+    """In every stage, by whomever; and nobody is ahead."""
+    stages = 200
+    values = np.zeros((stages + 1, blocks), np.int64)
+    values[0] = np.arange(blocks)
+    expected = values.copy()
+    for stage in range(stages):
+        expected[stage + 1] = (31 * expected[stage].sum() + np.arange(blocks)) % 1009
+    who = np.full((stages, blocks), -1)
+    work = np.full(threads, 10)
+    work[-1] = 20_000
+    team = Team()
+    team.size = threads
+    bounds = team.bounds(blocks)
+    shared, there = shared_by(bounds), []
+
+    def part(mine: tuple[int, int], meeting: Meeting) -> None:
+        thread = bounds.index(mine[0])
+        there.append(mix_shared(stages, thread, shared, work, values, who, meeting))
+
+    share_blocks(team, blocks, part)
+    assert there == [True] * threads
+    assert np.array_equal(values, expected)
+    assert who.min() >= 0
+
+
+def test_own_blocks_come_first() -> None:
+    """Then what others have left; and in the next stage all are there again."""
+    shared = shared_by([0, 2, 5])
+    for stage in range(3):
+        assert [take_once(stage, 1, shared) for _ in range(2)] == [2, 3]
+        assert [take_once(stage, 0, shared) for _ in range(4)] == [0, 1, 4, -1]
+        assert [take_once(stage, 1, shared) for _ in range(2)] == [-1, -1]
 
 
 @pytest.mark.parametrize("bad", [0, 3])

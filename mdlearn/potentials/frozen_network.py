@@ -12,7 +12,7 @@ from torch import Tensor
 from mdlearn.jit import HELPER, place_of
 from mdlearn.lanes import WIDTH, aligned, zeros
 from mdlearn.matrices import packed
-from mdlearn.meeting import Meeting, give_up, meeting_of
+from mdlearn.meeting import Meeting, give_up, meeting_of, shared_by
 from mdlearn.neighbors import Neighbors
 from mdlearn.potentials.beforehand import begin
 from mdlearn.potentials.evaluate import Frozen
@@ -130,9 +130,14 @@ class FrozenNetwork(Frozen):
         def part(blocks: tuple[int, int], meeting: Meeting) -> None:
             room = self.room_of(blocks[0])
             known = (inputs.address, weights.address, room, results.address, moves.address)
-            sweep(self.loops.stages, blocks, self.loops.turn, calls, known, motion.steps, meeting)
+            thread = bounds.index(blocks[0])
+            stages, turn, steps = self.loops.stages, self.loops.turn, motion.steps
+            sweep(stages, thread, shared, turn, calls, known, steps, meeting)
 
-        share_blocks(self.team, len(work.invariants), part)
+        count = len(work.invariants)
+        bounds = self.team.bounds(count)
+        shared = shared_by(bounds)
+        share_blocks(self.team, count, part)
         of_system, cell = inputs.value.system, inputs.value.cell
         energy, stress = total(of_system, cell, work.energies, work.virials)
         return Evaluation(

@@ -49,6 +49,11 @@ class Team:
                 return
             fastest = seconds
 
+    def bounds(self, count: int) -> list[int]:
+        """Where the part of each thread begins of so many things, and where the last one ends."""
+        threads = max(1, min(len(self), count))
+        return [count * thread // threads for thread in range(threads + 1)]
+
     def share(self, count: int, work: Callable[[tuple[int, int]], None]) -> None:
         """Does things 0 to `count`, each thread a part of them.
 
@@ -56,9 +61,7 @@ class Team:
             count: of things.
             work: is given the first one, and the one after the last.
         """
-        threads = max(1, min(len(self), count))
-        bounds = [count * thread // threads for thread in range(threads + 1)]
-        first, *rest = pairwise(bounds)
+        first, *rest = pairwise(self.bounds(count))
         if rest and self.pool is None:
             self.pool = ThreadPoolExecutor(MOST)  # of which only those are started that are used
         others = [self.pool.submit(work, part) for part in rest] if self.pool else []

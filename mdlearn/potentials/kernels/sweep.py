@@ -9,13 +9,14 @@ networks, and what moves atoms only where atoms move.
 from __future__ import annotations
 
 from mdlearn.jit import ask, call, compiled
-from mdlearn.meeting import Meeting, meet
+from mdlearn.meeting import Meeting, Shared, meet, take
 
 
 @compiled(nogil=True)
 def sweep(
     stages: int,
-    blocks: tuple[int, int],
+    thread: int,
+    shared: Shared,
     turn: int,
     places: tuple[int, int, int, int],
     known: tuple[int, int, int, int, int],
@@ -28,7 +29,8 @@ def sweep(
 
     Args:
         stages: how many there are.
-        blocks: the first one, and the one after the last.
+        thread: which one this is.
+        shared: the blocks of all threads, who take what is left of them in every stage.
         turn: the stage that belongs to both ways.
         places: of the network's `forward` and `backward`, and of `motion.depart` and
             `motion.arrive`, see `jit.place_of`.
@@ -39,16 +41,20 @@ def sweep(
     """
     forward, backward, depart, arrive = places
     inputs, weights, work, found, motion = known
+    blocks = (shared[thread, 0], shared[thread, 1])  # in what comes before and after forces
     for step in range(max(1, steps)):
         if steps > 0 and not ask(depart, (step, blocks, inputs, found, motion, meeting)):
             return
         for stage in range(stages):
-            for block in range(blocks[0], blocks[1]):
+            nth = step * stages + stage
+            block = take(nth, thread, shared)
+            while block >= 0:
                 if stage <= turn:
                     call(forward, (stage, block, inputs, weights, work))
                 if stage >= turn:
                     call(backward, (stage, block, inputs, weights, work))
-            if stage + 1 < stages and not meet(meeting):
+                block = take(nth, thread, shared)
+            if not meet(meeting):
                 return
         if steps > 0 and not ask(arrive, (step, blocks, inputs, found, motion, meeting)):
             return
