@@ -42,8 +42,13 @@ settings.load_profile("mdlearn")
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
+def _as_if_alone() -> None:
+    """No test has the random numbers or the threads of the one before it.
+
+    More threads than cores wait for one another in circles: some tests took twenty times as long.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
