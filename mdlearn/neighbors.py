@@ -28,6 +28,11 @@ costs little."""
 WIDE_SKIN = 1.5
 """Å, for molecules of up to `FEW_ATOMS`, and on a GPU: rebuilding costs more than pairs do."""
 FEW_ATOMS = 24
+LOOPED_SKIN = 1.0
+"""Å, at the least, for frozen networks and systems that are not large: a pair beyond the cutoff
+costs them little, and a search as much as several steps of a small network."""
+LOOPED_ATOMS = 512
+"""That make a system large."""
 PAIRWISE_SKIN = 2.0
 """Å, at the least, for frozen functions of distances: more neighbors cost them little."""
 PAIRED = 0.1
@@ -86,12 +91,19 @@ def build(system: System, cutoff: float, skin: float = 0.0, capacity: int = 0) -
     return _build(system, range(len(system.charge)), cutoff + skin, capacity)
 
 
-def choose_skin(system: System) -> float:
-    """The skin that dynamics of a batch is fastest with, Å."""
+def choose_skin(system: System, least: tuple[float, float] = (0.0, 0.0)) -> float:
+    """The skin that dynamics of a batch is fastest with, Å.
+
+    Args:
+        system: the batch.
+        least: Å, that the potential asks for, if all systems have fewer than `LOOPED_ATOMS`, and if
+            not.
+    """
     if system.positions.device.type == "cuda":
-        return WIDE_SKIN
+        return max(WIDE_SKIN, *least)
     largest = int(torch.bincount(system.system).max())
-    return SKIN if bool(system.pbc.any()) or largest > FEW_ATOMS else WIDE_SKIN
+    wide = not bool(system.pbc.any()) and largest <= FEW_ATOMS
+    return max(WIDE_SKIN if wide else SKIN, least[largest >= LOOPED_ATOMS])
 
 
 def rebuild(

@@ -22,10 +22,11 @@ from checks import (
 )
 
 from mdlearn.atoms import to_system
+from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
 from mdlearn.integrators import velocity_verlet
 from mdlearn.lanes import LINE
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import build
+from mdlearn.neighbors import LOOPED_ATOMS, LOOPED_SKIN, PAIRWISE_SKIN, SKIN, WIDE_SKIN, build
 from mdlearn.potentials import beforehand
 from mdlearn.potentials.architectures import ARCHITECTURES, make_potential
 from mdlearn.potentials.equivariant import Equivariant
@@ -238,6 +239,25 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
     assert torch.equal(one.forces, two.forces)
     assert torch.equal(one.energies, two.energies)
     assert torch.equal(one.virials, two.virials)
+
+
+def test_lists_are_as_wide_as_what_is_beyond_the_cutoff_is_cheap() -> None:
+    small, large = to_system(crystal()), to_system(crystal().repeat(4))
+    assert len(large.numbers) == LOOPED_ATOMS
+
+    def skin(name: str, system: System, *, frozen: bool) -> float:
+        network = random_potential(name)
+        potential = freeze(network) if frozen else network
+        return make_dynamics(SimulateConfig(ensemble="nve"), network, potential, system).skin
+
+    for name in ("schnet", "schnet+zbl"):
+        assert skin(name, small, frozen=True) == LOOPED_SKIN
+        assert skin(name, concatenate([small] * 65), frozen=True) == LOOPED_SKIN
+        assert skin(name, concatenate([small, large]), frozen=True) == SKIN
+        assert skin(name, to_system(molecule()), frozen=True) == WIDE_SKIN
+        assert skin(name, small, frozen=False) == SKIN
+    for system in (small, large):
+        assert skin("morse", system, frozen=True) == PAIRWISE_SKIN
 
 
 @each_network

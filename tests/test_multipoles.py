@@ -134,7 +134,7 @@ def test_dipoles_are_learned_and_come_out_everywhere(
     labelled = [label(atoms) for atoms in frames]
     spread = np.mean([np.abs(atoms.get_dipole_moment()).mean() for atoms in labelled])
     ase.io.write("frames.xyz", labelled)
-    train = "train frames.xyz --size small --epochs 40 --forces-weight 0.1 --output run"
+    train = "train frames.xyz --size small --epochs 20 --forces-weight 0.1 --output run"
     code, _, err = run(*train.split())
     assert code == 0
     assert "dipole from 'dipole'" in err

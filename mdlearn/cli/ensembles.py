@@ -28,9 +28,8 @@ from mdlearn.integrators import (
     nose_hoover,
     velocity_verlet,
 )
-from mdlearn.neighbors import PAIRWISE_SKIN, choose_skin
-from mdlearn.potentials.evaluate import Evaluable
-from mdlearn.potentials.frozen_pairs import FrozenPairs
+from mdlearn.neighbors import choose_skin
+from mdlearn.potentials.evaluate import Evaluable, Frozen
 from mdlearn.potentials.network import ParametricPotential
 from mdlearn.potentials.propagator import Propagator, propagate
 from mdlearn.simulate import Course, Dynamics, piecewise_linear, piecewise_linear_each
@@ -250,7 +249,7 @@ def make_dynamics(
         range(config.seed, config.seed + len(system.charge)),
         mobile_atoms(config.fix, system),
         _limits(config, network, system),
-        max(choose_skin(system), PAIRWISE_SKIN if isinstance(potential, FrozenPairs) else 0.0),
+        choose_skin(system, potential.skins if isinstance(potential, Frozen) else (0.0, 0.0)),
     )
 
 

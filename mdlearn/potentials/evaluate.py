@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from mdlearn.neighbors import Neighbors, pair_vectors
+from mdlearn.neighbors import LOOPED_SKIN, Neighbors, pair_vectors
 from mdlearn.potentials.pairs import transpose_sum
 from mdlearn.potentials.threads import Team, leave_one_thread
 from mdlearn.system import Evaluation, System, share_out, sum_by_system, volume
@@ -61,6 +61,8 @@ class Frozen(ABC):
     """Atomic numbers that it was built for."""
     summands: Sequence[Frozen] = ()
     """Of a sum."""
+    skins = (LOOPED_SKIN, 0.0)
+    """That its lists for dynamics have at the least, see `neighbors.choose_skin`."""
 
     def __init__(self) -> None:
         """Has nobody yet to share work."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mdlearn.neighbors import Neighbors
+from mdlearn.neighbors import PAIRWISE_SKIN, Neighbors
 from mdlearn.potentials.classical import LENNARD_JONES_CORE, ZBL, ZBL_CORE, LennardJones, Morse
 from mdlearn.potentials.composition import Composition
 from mdlearn.potentials.evaluate import Frozen
@@ -38,6 +38,8 @@ NO_WALL = 1e6
 
 class FrozenPairs(Frozen):
     """A sum of potentials that are functions of distances."""
+
+    skins = (PAIRWISE_SKIN, PAIRWISE_SKIN)
 
     def __init__(
         self, potential: ParametricPotential, parts: Sequence[ParametricPotential], *, whole: bool

@@ -64,36 +64,39 @@ def look(
     work: Any,
 ) -> None:
     """Who is near atom n, how near, and what walls say of it."""
+    box, others, shifts = inputs.cell[inputs.system[n]], inputs.j[n], inputs.shift[n]
+    slope, pairs, slots, valid = work.slope[n], work.pairs[n], work.slots[n], inputs.valid[n]
+    positions, index = inputs.positions, inputs.species
+    walls, square_of_cutoff = weights.wall[index[n]], weights.cutoff * weights.cutoff
+    here_x, here_y, here_z = positions[n, 0], positions[n, 1], positions[n, 2]
+    ax, ay, az = box[0, 0], box[0, 1], box[0, 2]
+    bx, by, bz = box[1, 0], box[1, 1], box[1, 2]
+    cx, cy, cz = box[2, 0], box[2, 1], box[2, 2]
     count, energy = 0, 0.0
-    positions, index, j = inputs.positions, inputs.species, inputs.j
-    box = inputs.cell[inputs.system[n]]
-    cutoff = weights.cutoff
-    here = positions[n]
-    for k in range(j.shape[1]):
-        slope = work.slope[n, k]
-        slope[0], slope[1], slope[2] = 0.0, 0.0, 0.0
-        if not inputs.valid[n, k]:
-            continue
-        other = j[n, k]
-        there, s = positions[other], inputs.shift[n, k]
-        x = there[0] - here[0] + (s[0] * box[0, 0] + s[1] * box[1, 0] + s[2] * box[2, 0])
-        y = there[1] - here[1] + (s[0] * box[0, 1] + s[1] * box[1, 1] + s[2] * box[2, 1])
-        z = there[2] - here[2] + (s[0] * box[0, 2] + s[1] * box[1, 2] + s[2] * box[2, 2])
+    for k in range(len(others)):
+        slope[k, 0], slope[k, 1], slope[k, 2] = 0.0, 0.0, 0.0
+        other, a, b, c = others[k], shifts[k, 0], shifts[k, 1], shifts[k, 2]
+        x = positions[other, 0] - here_x + (a * ax + b * bx + c * cx)
+        y = positions[other, 1] - here_y + (a * ay + b * by + c * cy)
+        z = positions[other, 2] - here_z + (a * az + b * bz + c * cz)
         square = x * x + y * y + z * z
-        if square >= cutoff * cutoff:
-            continue
-        d = math.sqrt(max(square, 1e-12))
-        pair = work.pairs[n, count]
-        inverse = 1.0 / d
-        pair[0], pair[1], pair[2], pair[3] = inverse * x, inverse * y, inverse * z, d
-        work.slots[n, count] = k
-        count += 1
-        start = weights.wall[index[n], index[other]]
+        pairs[count, 0], pairs[count, 1], pairs[count, 2], pairs[count, 3] = x, y, z, square
+        slots[count] = k
+        # Or the next one takes its place; what is no number is kept.
+        count += valid[k] & (not square >= square_of_cutoff)
+    for k in range(count):
+        pair, slot = pairs[k], slots[k]
+        d = math.sqrt(max(pair[3], 1e-12))
+        start = walls[index[others[slot]]]
         if d < start:
             depth = 1.0 - d / start
             energy += 0.5 * weights.stiffness * depth * depth * depth
             push = -1.5 * weights.stiffness * depth * depth / start / d
-            slope[0], slope[1], slope[2] = push * x, push * y, push * z
+            for axis in range(3):
+                slope[slot, axis] = push * pair[axis]
+        for axis in range(3):
+            pair[axis] *= 1.0 / d
+        pair[3] = d
     work.within[n] = count
     work.energies[n] = energy + weights.reference[index[n]]
 
