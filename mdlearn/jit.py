@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.caching import FunctionCache, _CacheLocator
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.errors import NumbaError
@@ -28,6 +29,7 @@ from scipy.linalg import cython_blas
 llvmlite.binding.set_option("", "--disable-lsr")
 config: Any = numba.config  # which makes its entries when it is imported
 njit: Any = numba.njit  # whose types know few of its options
+kept: Any = FunctionCache._impl_class  # which looks for a place in the order of a list
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILER_ERRORS = (NumbaError, RuntimeError)
 """Where a function cannot be compiled; the second is of LLVM."""
@@ -66,6 +68,35 @@ class PartCompiler(Compiler):
         state, library = self.state, cast(Any, _Part)
         state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
         return super().define_pipelines()  # type: ignore[no-untyped-call]
+
+
+class _Place(_CacheLocator):
+    """Where a function is kept: in the folder of the state of the sources, wherever these lie.
+
+    Numba's own places depend on that, and each environment would compile anew.
+    """
+
+    def __init__(self, function: Any, file: str) -> None:
+        self.file, self.line = Path(file), function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(_folder() / self.file.parent.name)
+
+    def get_source_stamp(self) -> str:
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Self | None:
+        """None if nothing can be written there."""
+        place = cls(function, file)
+        try:
+            place.ensure_cache_path()  # type: ignore[no-untyped-call]
+        except OSError:
+            return None
+        return place
 
 
 def compiled(
@@ -112,14 +143,14 @@ def compiled(
             )
             return options(function)
 
-        given = config.CACHE_DIR
-        config.CACHE_DIR = given or str(_folder())
+        places = kept._locator_classes
+        kept._locator_classes = places if config.CACHE_DIR else [_Place]
         try:
             dispatcher: Function = make(keep and not inner)
         except RuntimeError:  # there is no place for a cache
             dispatcher = make(False)
         finally:
-            config.CACHE_DIR = given
+            kept._locator_classes = places
         return dispatcher
 
     return decorate
@@ -351,7 +382,7 @@ def keep_blas_on_one_thread() -> None:
 
 @cache
 def _folder() -> Path:
-    """One for each state of the sources.
+    """One for each state of the sources, and of what compiles them.
 
     Numba looks at the file of a function only, not at those of what is compiled into it.
     """
@@ -359,5 +390,6 @@ def _folder() -> Path:
     names = "jit words lanes matrices meeting lists guards momenta chain"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "potentials" / "kernels").glob("*.py"))
-    state = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
+    made_of = [numba.__version__.encode(), *(each.read_bytes() for each in sources)]
+    state = hashlib.sha256(b"".join(made_of)).hexdigest()[:12]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlearn" / state

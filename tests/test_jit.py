@@ -48,6 +48,19 @@ def test_compiled_functions_are_kept(tmp_path: Path) -> None:
     assert list(tmp_path.glob("mdlearn/**/*.nbi"))
 
 
+def test_another_environment_finds_them(tmp_path: Path) -> None:
+    run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(Path(mdlearn.__file__).parent, elsewhere / "mdlearn")
+    before = f"""
+import sys
+sys.path.insert(0, "{elsewhere}")
+import mdlearn
+assert mdlearn.__file__ == "{elsewhere}/mdlearn/__init__.py"
+"""
+    assert run(tmp_path, before) == ["2.0", "1"]
+
+
 SERVES = """
 from mdlearn import jit
 from mdlearn.potentials.kernels.atoms import total
@@ -161,10 +174,11 @@ def test_numba_may_be_told_where(tmp_path: Path) -> None:
     assert list(tmp_path.glob("there/**/*.nbi"))
 
 
-def test_nothing_is_kept_where_nothing_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from numba.core.caching import CacheImpl
-
-    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+def test_nothing_is_kept_where_nothing_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("mdlearn.jit._folder", lambda: tmp_path / "file")
 
     def double(x: float) -> float:
         return 2.0 * x
