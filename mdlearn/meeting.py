@@ -72,8 +72,8 @@ def meet(meeting: Meeting) -> bool:
 def take(stage: int, thread: int, shared: Shared) -> int:
     """The next block of a stage for a thread: of its own, or else one that another has left so far.
 
-    Threads meet after each stage. So nobody is at the stage after this one yet, or at the one
-    before, which has its place; and whoever takes its first block makes that ready.
+    Threads meet after each stage. So nobody is at the stage after this one yet, or still at the one
+    before, which had its place: there each makes its own blocks ready for it.
 
     Returns:
         Which block; -1 if all are taken.
