@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import llvmlite.binding
 import numba
@@ -77,23 +77,25 @@ class _Place(_CacheLocator):
     """
 
     def __init__(self, function: Any, file: str) -> None:
-        self.file, self.line = Path(file), function.__code__.co_firstlineno
+        """Raises OSError where there is no such file, as for what is typed in."""
+        self.folder, self.line = Path(file).parent.name, function.__code__.co_firstlineno
+        self.stamp = hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def get_cache_path(self) -> str:
-        return str(_folder() / self.file.parent.name)
+        return str(_folder() / self.folder)
 
     def get_source_stamp(self) -> str:
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return self.stamp
 
     def get_disambiguator(self) -> str:
         return str(self.line)
 
     @classmethod
-    def from_function(cls, function: Any, file: str) -> Self | None:
-        """None if nothing can be written there."""
-        place = cls(function, file)
+    def from_function(cls, function: Any, file: str) -> Any:
+        """None if nothing can be kept there."""
         try:
-            place.ensure_cache_path()  # type: ignore[no-untyped-call]
+            place: Any = cls(function, file)
+            place.ensure_cache_path()
         except OSError:
             return None
         return place

@@ -186,6 +186,16 @@ def test_nothing_is_kept_where_nothing_can_be(
     assert compiled()(double)(1.5) == 3.0
 
 
+def test_what_is_typed_in_is_not_kept(tmp_path: Path) -> None:
+    before = """
+from mdlearn.jit import compiled
+scope = {}
+exec(compile("def double(x): return 2.0 * x", "<stdin>", "exec"), scope)
+assert compiled()(scope["double"])(1.5) == 3.0
+"""
+    assert run(tmp_path, before)[0] == "2.0"
+
+
 def test_matrix_products_have_no_threads_of_their_own() -> None:
     library = ctypes.CDLL(cython_blas.__file__)  # of a wheel of scipy, with OpenBLAS in it
     library.scipy_openblas_set_num_threads(2)
