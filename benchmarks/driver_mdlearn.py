@@ -21,11 +21,11 @@ from mdlearn import units
 from mdlearn.atoms import read_frames, to_system
 from mdlearn.calculator import MDLearnCalculator
 from mdlearn.cli import keep_freed_memory
-from mdlearn.cli.ensembles import SimulateConfig, make_dynamics
+from mdlearn.cli.ensembles import SimulateConfig, make_dynamics, skin_of
 from mdlearn.guards import make_limits
 from mdlearn.integrators import velocity_verlet
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import PAIRWISE_SKIN, SKIN, build
+from mdlearn.neighbors import PAIRWISE_SKIN, build
 from mdlearn.potentials.architectures import learning_rate, make_potential
 from mdlearn.potentials.checkpoint import load_model
 from mdlearn.potentials.evaluate import Evaluable, choose_threads
@@ -139,7 +139,7 @@ class Run:
         momenta: NDArray[np.float64],
     ) -> None:
         """Starts it, with as many threads as `mdlearn simulate` takes of those there are."""
-        neighbors = build(system, network.cutoff, SKIN)
+        neighbors = build(system, network.cutoff, skin_of(potential, system))
         choose_threads(potential, system, neighbors, neighbors.j.numel())
         config = SimulateConfig(ensemble="nve", timestep=driving.TIMESTEP_FS)
         self.dynamics = make_dynamics(config, network, potential, system)

@@ -58,7 +58,8 @@ from matplotlib.figure import Figure
 from step_time import CUTOFF
 
 from mdlearn.atoms import to_system
-from mdlearn.neighbors import build, choose_skin
+from mdlearn.cli.ensembles import skin_of
+from mdlearn.neighbors import build
 from mdlearn.potentials import frozen_network
 from mdlearn.potentials.evaluate import evaluate
 from mdlearn.potentials.frozen import freeze
@@ -186,8 +187,9 @@ def measure(architecture: str, argument: str, rounds: int) -> tuple[str, list[di
     path, n_atoms = argument.rsplit(":", 1)
     system = to_system(driving.grow(path, int(n_atoms)))
     network = random_network(system, CUTOFF, architecture, SIZES[architecture])
-    frozen, neighbors = freeze(network), build(system, CUTOFF, choose_skin(system))
+    frozen = freeze(network)
     assert isinstance(frozen, FrozenNetwork)
+    neighbors = build(system, CUTOFF, skin_of(frozen, system))
     evaluate(frozen, system, neighbors)
     work = frozen.work
     assert work is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import pytest
@@ -14,8 +15,8 @@ from torch import Tensor
 from mdlearn.atoms import Frame, read_frames, to_system
 from mdlearn.cli.memory import estimate_memory as estimate_evaluation
 from mdlearn.errors import ResourceError
-from mdlearn.neighbors import Neighbors, build
-from mdlearn.potentials.evaluate import Frozen, evaluate
+from mdlearn.neighbors import LOOPED_SKIN, Neighbors, build
+from mdlearn.potentials.evaluate import Evaluable, Frozen, evaluate
 from mdlearn.potentials.frozen import freeze
 from mdlearn.potentials.frozen_network import FrozenNetwork
 from mdlearn.potentials.frozen_pairs import FrozenPairs, FrozenSum
@@ -153,6 +154,31 @@ def test_a_small_system_tells_what_a_large_one_needs(name: str) -> None:
     told = estimate_evaluation(potential, [small], lists)
     assert told == pytest.approx(estimate_evaluation(potential, [large], lists), rel=0.1)
     assert told > lists.j.numel() * 8 * potential.settings.features
+
+
+def test_memory_is_asked_for_the_lists_that_dynamics_has(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    reaches = []
+
+    def ask(
+        name: str,
+        potential: Evaluable,
+        golden: Any,
+        neighbors: Neighbors,
+        *others: Any,
+        **more: Any,
+    ) -> Evaluable:
+        reaches.append(float(neighbors.reach) - potential.cutoff)
+        return potential
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mdlearn.cli.simulate.within_memory", ask)
+    ase.io.write("solid.xyz", crystal())
+    start = ["simulate", model_path, "solid.xyz", "--steps", 1, "--output", "t.h5"]
+    assert run(*start)[0] == 0
+    assert run("simulate", "--resume", "t.h5", "--steps", 2)[0] == 0
+    assert reaches == pytest.approx([LOOPED_SKIN, LOOPED_SKIN])
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

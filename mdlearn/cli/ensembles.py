@@ -249,8 +249,13 @@ def make_dynamics(
         range(config.seed, config.seed + len(system.charge)),
         mobile_atoms(config.fix, system),
         _limits(config, network, system),
-        choose_skin(system, potential.skins if isinstance(potential, Frozen) else (0.0, 0.0)),
+        skin_of(potential, system),
     )
+
+
+def skin_of(potential: Evaluable, system: System) -> float:
+    """Of the lists of dynamics, Å."""
+    return choose_skin(system, potential.skins if isinstance(potential, Frozen) else (0.0, 0.0))
 
 
 def _limits(

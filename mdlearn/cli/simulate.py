@@ -19,6 +19,7 @@ from mdlearn.cli.ensembles import (
     fixed_atoms,
     make_dynamics,
     mobile_atoms,
+    skin_of,
     timed,
 )
 from mdlearn.cli.inputs import choose_form, choose_structures, place, stored_structures
@@ -47,7 +48,7 @@ from mdlearn.errors import ModelError, UnstableError, UsageError
 from mdlearn.files import refuse_existing, sha256
 from mdlearn.h5md import Particles
 from mdlearn.momenta import maxwell_boltzmann
-from mdlearn.neighbors import SKIN, build
+from mdlearn.neighbors import build
 from mdlearn.potentials.checkpoint import Model, load_model
 from mdlearn.potentials.evaluate import Evaluable, choose_threads
 from mdlearn.potentials.parts import InParts
@@ -127,7 +128,7 @@ def _begin(config: SimulateConfig) -> Beginning:
     n_replicas = count_replicas(config, len(structures))
     network, system = place(model.network, structures, config.structure, config.device)
     potential = _potential(model)
-    neighbors = build(system, network.cutoff, SKIN)
+    neighbors = build(system, network.cutoff, skin_of(potential, system))
     pairs = n_replicas / len(structures) * _usual_pairs(model, system)
     choose_threads(potential, system, neighbors, pairs)
     fix = fixed_atoms(structures, config.fix)
@@ -274,7 +275,7 @@ def _resume(wanted: SimulateConfig) -> Setup:
             " new run with another --timestep, structure or model"
         )
     potential, batch = _potential(model), select(system, running)
-    neighbors = build(batch, network.cutoff, SKIN)
+    neighbors = build(batch, network.cutoff, skin_of(potential, system))
     if not isinstance(model, PropagatorModel):
         potential = within_memory(
             str(wanted.resume), potential, model.golden, neighbors, at_once=config.atoms_at_once
