@@ -57,6 +57,16 @@ def mix_shared(
     return True
 
 
+def mixed(turns: int, blocks: int) -> tuple[Array, Array]:
+    """Values to mix in so many turns, and what they are afterwards."""
+    values = np.zeros((turns + 1, blocks), np.int64)
+    values[0] = np.arange(blocks)
+    expected = values.copy()
+    for turn in range(1, turns + 1):
+        expected[turn] = (31 * expected[turn - 1].sum() + np.arange(blocks)) % 1009
+    return values, expected
+
+
 @compiled(keep=False)
 def take_once(stage: int, thread: int, shared: Shared) -> int:
     """For Python to call."""
@@ -66,11 +76,7 @@ def take_once(stage: int, thread: int, shared: Shared) -> int:
 @pytest.mark.parametrize(("threads", "blocks"), [(1, 5), (2, 2), (2, 7), (3, 8), (8, 3)])
 def test_nobody_is_ahead(threads: int, blocks: int) -> None:
     turns = 200
-    values = np.zeros((turns + 1, blocks), np.int64)
-    values[0] = np.arange(blocks)
-    expected = values.copy()
-    for turn in range(1, turns + 1):
-        expected[turn] = (31 * expected[turn - 1].sum() + np.arange(blocks)) % 1009
+    values, expected = mixed(turns, blocks)
     team = Team()
     team.size = threads
     there: list[bool] = []
@@ -85,11 +91,7 @@ def test_nobody_is_ahead(threads: int, blocks: int) -> None:
 def test_every_block_is_taken_once(threads: int, blocks: int) -> None:
     """In every stage, by whomever; and nobody is ahead."""
     stages = 200
-    values = np.zeros((stages + 1, blocks), np.int64)
-    values[0] = np.arange(blocks)
-    expected = values.copy()
-    for stage in range(stages):
-        expected[stage + 1] = (31 * expected[stage].sum() + np.arange(blocks)) % 1009
+    values, expected = mixed(stages, blocks)
     who = np.full((stages, blocks), -1)
     work = np.full(threads, 10)
     work[-1] = 20_000
